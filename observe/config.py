@@ -1,0 +1,353 @@
+"""Every setting of the trainer and where its default lives.
+
+Light on purpose (neither torch nor transformers): the planner resolves thousands of these. The
+docstring under a field is its ``--help``.
+"""
+
+import dataclasses
+import difflib
+import types
+import typing
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+from ruamel.yaml import YAML
+from ruamel.yaml.error import YAMLError
+
+from observe.errors import InputError
+
+Prompt = Literal["plain", "think", "observe"]
+Order = Literal["shuffled", "ladder", "easy_to_hard"]
+
+EMBEDDED = "glyphs"
+"""The name that stands for the embedded world (as a data source) and its base model (as a path)."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class BaseConfig:
+    """The supervised base model of the embedded world (``python -m observe.base``)."""
+
+    seed: int = 0
+    """Seed of weights, training scenes and answer habits."""
+    steps: int = 420
+    """Supervised steps; more steps make a better base with less left to learn."""
+    batch_size: int = 64
+    """Question-response pairs per step."""
+    lr: float = 1.5e-3
+    """Peak learning rate of AdamW (linear warm-up, cosine decay)."""
+    warmup_steps: int = 40
+    """Steps of linear warm-up."""
+    hidden_size: int = 128
+    """Width of the language model."""
+    layers: int = 4
+    """Layers of the language model."""
+    tokenizer_texts: int = 4000
+    """Texts of the world that the tokenizer is trained on."""
+    vocab_size: int = 512
+    """Upper bound of the tokenizer's vocabulary, special tokens included."""
+    verbose_share: float = 0.25
+    """Share of training responses that say more than they need to."""
+    malformed_share: float = 0.2
+    """Share of training responses that break the form they were asked for."""
+    short_share: float = 0.2
+    """Share of training responses that answer without working it out."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class LadderConfig:
+    """NeuraLadder: questions ordered and mixed by difficulty (``python -m observe.ladder``)."""
+
+    pool: int = 2600
+    """Training questions to start from, before any is dropped."""
+    samples: int = 8
+    """Sampled responses with reasoning per question; difficulty has samples + 1 levels."""
+    prompts: tuple[Prompt, ...] = ("think", "observe")
+    """Prompts the samples are drawn under, in turn, so that no arm's prompt is favoured."""
+    temperature: float = 1.0
+    """Sampling temperature."""
+    max_new_tokens: int = 96
+    """Longest sampled response in tokens."""
+    simple_filter: bool = True
+    """Drop what the base model answers right directly, without reasoning (one greedy answer)."""
+    easy_complexity_quantile: float = 0.5
+    """Questions of difficulty 0 below this quantile of their complexity are dropped."""
+    hardest_share: float = 0.5
+    """Share kept of the questions that no sample solved (wrong labels live there); the rest is
+    dropped, longest responses first."""
+    own_share: float = 0.5
+    """Share of a stage's questions that come from its own difficulty level; the rest from its
+    neighbours."""
+    neighbours: int = 2
+    """Levels on each side that a stage is mixed with."""
+    seed: int = 0
+    """Seed of pool, sampling and mixing."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ModelConfig:
+    """The policy at the start of training."""
+
+    path: str = EMBEDDED
+    """Hugging Face folder or Hub id; ``glyphs`` builds the embedded base model first."""
+    base: BaseConfig = BaseConfig()
+    """The embedded base model (only with path ``glyphs``)."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class DataConfig:
+    """Which questions are trained on, and in what order."""
+
+    source: str = EMBEDDED
+    """``glyphs``, or a JSONL file of questions (images beside it)."""
+    size: int = 1440
+    """Questions in the one pass of training; divisible by prompts_per_step."""
+    selection: Literal["raw", "ladder"] = "ladder"
+    """``ladder`` trains on the questions that NeuraLadder keeps, ``raw`` on the source as it is."""
+    order: Order = "shuffled"
+    """``ladder`` (easy to hard with neighbour mixing), ``easy_to_hard`` (no mixing) or ``shuffled``:
+    the same questions once each, so that order alone is compared."""
+    ladder: LadderConfig = LadderConfig()
+    """How the ladder is built."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class RolloutConfig:
+    """How completions are sampled."""
+
+    group_size: int = 8
+    """Completions per prompt (G)."""
+    max_new_tokens: int = 96
+    """Longest completion in tokens; a longer one is truncated and scored as it is."""
+    temperature: float = 1.0
+    """Sampling temperature; the trainer's log-probabilities use it too."""
+    top_p: float = 1.0
+    """Nucleus sampling: the smallest set of tokens with this probability mass; 1 keeps all."""
+    top_k: int = 0
+    """Sample among the k most probable tokens; 0 keeps all."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class BonusConfig:
+    """The bonus for the most concise correct completion of a group (Observe-R1)."""
+
+    weight: float = 0.0
+    """Reward added to the shortest correct completion; 0 switches the bonus off."""
+    min_length: int | None = None
+    """It must be longer than this many tokens, so that answers do not collapse to the bare result."""
+    min_length_quantile: float | None = None
+    """Take min_length, when it is null, from this quantile of the base model's own correct lengths
+    under the same prompt, as the ladder measured them."""
+    max_length: int | None = None
+    """It must not be longer than this many tokens; null sets no upper bound."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class RewardConfig:
+    """What a completion is rewarded for."""
+
+    accuracy: float = 1.0
+    """Reward of a correct answer."""
+    format: Literal["none", "think", "observe"] = "think"
+    """The form a completion must have: think + answer, or observe + think + answer."""
+    format_weight: float = 0.5
+    """Reward of a valid form."""
+    bonus: BonusConfig = BonusConfig()
+    """The conciseness bonus."""
+    shuffle: bool = False
+    """Placebo: permute the rewards within each group, so that nothing can be learned from them."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class WeightingConfig:
+    """Dynamic weighting of groups by their difficulty (Observe-R1)."""
+
+    sigma: float | None = None
+    """Advantages are multiplied by 4 sigma d (1 - d), d being the share of correct completions;
+    null leaves them as they are. The paper uses 1.8."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class LossConfig:
+    """The policy loss."""
+
+    clip_low: float = 0.2
+    """Lower clipping range of the probability ratio."""
+    clip_high: float = 0.2
+    """Upper clipping range of the probability ratio."""
+    aggregation: Literal["token", "sequence"] = "sequence"
+    """Average over all tokens of a step, or over sequences of their token means (GRPO)."""
+    scale: Literal["std", "none"] = "std"
+    """Divide the centred rewards of a group by their standard deviation, or not."""
+    kl_coefficient: float = 0.0
+    """Weight of the KL divergence from the starting policy; 0 makes no reference pass."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class OptimConfig:
+    """AdamW."""
+
+    lr: float = 1e-6
+    """Learning rate after warm-up, constant."""
+    warmup_steps: int = 0
+    """Steps of linear warm-up."""
+    weight_decay: float = 0.0
+    """Decoupled weight decay."""
+    beta1: float = 0.9
+    """Decay of the first moment."""
+    beta2: float = 0.99
+    """Decay of the second moment."""
+    max_grad_norm: float = 1.0
+    """Gradients are clipped to this norm."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TrainConfig:
+    """One training run (``python -m observe.train``)."""
+
+    prompt: Prompt = "think"
+    """System prompt: plain, think, or observe."""
+    model: ModelConfig = ModelConfig()
+    """The policy at the start."""
+    data: DataConfig = DataConfig()
+    """Questions and their order."""
+    rollout: RolloutConfig = RolloutConfig()
+    """Sampling."""
+    reward: RewardConfig = RewardConfig()
+    """Rewards."""
+    weighting: WeightingConfig = WeightingConfig()
+    """Dynamic weighting."""
+    loss: LossConfig = LossConfig()
+    """Policy loss."""
+    optim: OptimConfig = OptimConfig()
+    """Optimizer."""
+    prompts_per_step: int = 24
+    """Questions per optimizer step."""
+    micro_batch: int = 96
+    """Completions per forward pass; changes memory and speed, not the gradient."""
+    eval_steps: tuple[int, ...] = ()
+    """Steps after which the policy is evaluated on the validation questions (0: before training)."""
+    eval_size: int = 96
+    """Validation questions of an evaluation during training."""
+    checkpoint_every: int = 20
+    """Steps between checkpoints; a killed run goes on from the last one."""
+    log_completions_every: int = 10
+    """Steps between logged groups of completions."""
+    seed: int = 0
+    """Seed of data order, sampling and initialisation."""
+
+
+Config = TypeVar("Config")
+
+
+def load_yaml(path: Path) -> Any:
+    """Read a YAML 1.2 file: only ``true`` and ``false`` are booleans, so ``on`` and ``off`` are words.
+
+    Raises InputError naming the file (and the line, when the YAML itself is broken).
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise InputError(f"{path}: no such file") from None
+    except (IsADirectoryError, UnicodeDecodeError) as error:
+        raise InputError(f"{path}: not a YAML text file ({error})") from None
+    try:
+        return YAML(typ="safe", pure=True).load(text)
+    except YAMLError as error:
+        raise InputError(f"{path}: not valid YAML: {error}") from None
+
+
+def with_overrides(mapping: dict[str, Any], overrides: dict[str, Any]) -> dict[str, Any]:
+    """A copy of a nested mapping with dotted keys (``reward.bonus.weight``) set."""
+    result = {k: with_overrides(v, {}) if isinstance(v, dict) else v for k, v in mapping.items()}
+    for key, value in overrides.items():
+        *parents, leaf = key.split(".")
+        node = result
+        for parent in parents:
+            if not isinstance(node.get(parent), dict):
+                node[parent] = {}
+            node = node[parent]
+        node[leaf] = value
+    return result
+
+
+def to_mapping(config: Any) -> dict[str, Any]:
+    """A dataclass as nested plain values (tuples become lists), as written to YAML and hashed."""
+    return {k: list(v) if isinstance(v, tuple) else v for k, v in _walk(config)}
+
+
+def _walk(config: Any) -> list[tuple[str, Any]]:
+    pairs = []
+    for field in dataclasses.fields(config):
+        value = getattr(config, field.name)
+        pairs.append((field.name, to_mapping(value) if dataclasses.is_dataclass(value) else value))
+    return pairs
+
+
+def from_mapping(cls: type[Config], mapping: Any, *, source: str, key: str = "") -> Config:
+    """Build a config dataclass from nested plain values; what is absent keeps its default.
+
+    Strict: an unknown key, a missing required key or a value of the wrong type raises InputError
+    with ``source`` (the file), the dotted key and what was expected. An integer is taken for a
+    float, nothing else is converted.
+    """
+    if not isinstance(mapping, dict):
+        raise InputError(f"{source}: {key or 'the file'}: expected a mapping, got {mapping!r}")
+    hints = typing.get_type_hints(cls)
+    for name in mapping:
+        if name not in hints:
+            close = difflib.get_close_matches(str(name), hints, n=1)
+            remedy = f"did you mean {close[0]!r}?" if close else f"known keys: {', '.join(hints)}"
+            raise InputError(f"{source}: {_join(key, name)}: unknown key; {remedy}")
+    values = {
+        name: _convert(hints[name], value, source, _join(key, name))
+        for name, value in mapping.items()
+    }
+    for field in dataclasses.fields(cls):  # type: ignore[arg-type]
+        required = (
+            field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
+        )
+        if required and field.name not in values:
+            raise InputError(f"{source}: {_join(key, field.name)}: missing")
+    return cls(**values)
+
+
+def _join(key: str, name: str) -> str:
+    return f"{key}.{name}" if key else str(name)
+
+
+def _convert(kind: Any, value: Any, source: str, key: str) -> Any:
+    """``value`` as type ``kind``, or InputError."""
+    if dataclasses.is_dataclass(kind):
+        return from_mapping(kind, value, source=source, key=key)  # type: ignore[type-var]
+    origin, options = typing.get_origin(kind), typing.get_args(kind)
+    if origin is Literal and value in options and not isinstance(value, bool):
+        return value
+    if origin in (typing.Union, types.UnionType):
+        if value is None and type(None) in options:
+            return None
+        inner = [option for option in options if option is not type(None)]
+        if len(inner) == 1:
+            return _convert(inner[0], value, source, key)
+        for option in inner:
+            try:
+                return _convert(option, value, source, key)
+            except InputError:
+                continue
+    if origin is tuple and isinstance(value, (list, tuple)):
+        return tuple(_convert(options[0], v, source, f"{key}[{i}]") for i, v in enumerate(value))
+    if origin is dict and isinstance(value, dict):
+        return {
+            _convert(options[0], k, source, key): _convert(options[1], v, source, _join(key, k))
+            for k, v in value.items()
+        }
+    if kind is float and type(value) in (int, float):
+        return float(value)
+    if kind in (int, str, bool) and type(value) is kind:
+        return value
+    if kind is Any:
+        return value
+    if origin is Literal:
+        expected = "one of " + ", ".join(map(str, options))
+    else:
+        expected = getattr(kind, "__name__", str(kind)) if origin is None else str(kind)
+    raise InputError(f"{source}: {key}: expected {expected}, got {value!r}")
