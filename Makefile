@@ -1,0 +1,62 @@
+# make sweep answers the question in ablations/full.yaml; make test needs nothing but Python.
+# Every target sets up what it needs; running it again is quick.
+
+PYTHON ?= python3
+VENV   ?= .venv
+OUT    ?= runs
+BIN    := $(VENV)/bin
+
+.DEFAULT_GOAL := help
+.PHONY: help .venv sweep smoke test test-browser lint format clean
+
+help:
+	@echo "make .venv         set up the environment"
+	@echo "make sweep         set up, run ablations/full.yaml, write $(OUT)/full/report"
+	@echo "make smoke         the same path on a small scale, in minutes"
+	@echo "make test          tests that need nothing but Python, with coverage"
+	@echo "make test-browser  the report in a real Chromium"
+	@echo "make lint          formatting, lint, types"
+	@echo "make format        apply the formatting"
+	@echo "make clean         remove caches and build output (keeps $(OUT) and $(VENV))"
+
+.venv: $(VENV)/.installed
+
+# One call for all, so that the resolver sees the constraint on torch from the start.
+$(VENV)/.installed: pyproject.toml constraints.txt
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "Python 3.10 or newer is needed: make PYTHON=python3.x")'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check torch==2.13.0 -c constraints.txt -e '.[dev]'
+	@touch $@
+
+sweep: .venv
+	$(BIN)/python -m harness.sweep ablations/full.yaml --out $(OUT)
+
+smoke: .venv
+	$(BIN)/python -m harness.sweep ablations/smoke.yaml --out $(OUT)
+
+test: .venv
+	$(BIN)/python -m pytest tests --ignore=tests/browser --ignore=tests/slurm --ignore=tests/vllm \
+		--cov --cov-report=term --cov-report=xml
+
+test-browser: .venv
+	@command -v chromium >/dev/null || { \
+		if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
+			apt-get update -qq && apt-get install -y -qq --no-install-recommends chromium; \
+		else \
+			echo "make test-browser needs Chromium: install the package 'chromium' (Debian: sudo apt-get install chromium)" >&2; \
+			exit 1; \
+		fi; }
+	$(BIN)/python -m pytest tests/browser
+
+lint: .venv
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+format: .venv
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+clean:
+	rm -rf .pytest_cache .mypy_cache .ruff_cache .hypothesis .coverage .coverage.* coverage.xml build dist *.egg-info
+	find . -path ./$(VENV) -prune -o -path ./$(OUT) -prune -o -name __pycache__ -type d -print0 | xargs -0 rm -rf
