@@ -19,6 +19,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from observe.scoring.values import (
+    LETTERED,
     LETTERS,
     NUMBER,
     NUMBER_WORD,
@@ -102,7 +103,7 @@ def _bare(text: str, kind: AnswerType, options: Sequence[str] | None) -> str | N
     else:
         return text.rsplit("\n", 1)[-1].strip() or None
     last_line = text.rsplit("\n", 1)[-1].strip()
-    if kind == "choice" and re.fullmatch(r"\W*\w\W*", last_line):
+    if kind == "choice" and (re.fullmatch(r"\W*\w\W*", last_line) or LETTERED.match(last_line)):
         return last_line
     if (
         kind in ("integer", "decimal")

@@ -36,6 +36,9 @@ LETTERS = (
 )
 """An option letter in running text: the words "A" and "I" count only where they end something."""
 
+LETTERED = re.compile(r"\(?[A-J][).:]\s+(?!or\b|and\b|,)(\S.*)")
+"""An option written with its letter: "B. blue" or "(B) blue"."""
+
 _NUMBER = re.compile(NUMBER, re.IGNORECASE)
 _FRACTION = re.compile(r"\\[dt]?frac\{\s*(-?\d+)\s*\}\{\s*(\d+)\s*\}")
 _MIXED = re.compile(r"(\d+)\s+(\d+)\s*/\s*(\d+)")
@@ -184,6 +187,10 @@ def read_choices(text: str, options: Sequence[str] | None) -> set[int]:
     if len(text) > 1 and fold(text) in folded:
         return {folded.index(fold(text))}
     letters = {ascii_uppercase.index(letter) for letter in _letters(text, len(options))}
+    lettered = LETTERED.match(text)
+    if lettered and letters and fold(lettered[1]) not in folded:
+        # After "C. " comes that option's text, perhaps in words that look like another's.
+        return letters
     bare_texts = [match.casefold() for match in re.findall(option_pattern(options), text)]
     texts = {folded.index(match) for match in bare_texts if len(match) > 1 or not letters}
     number = read_number(text)

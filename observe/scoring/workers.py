@@ -76,8 +76,13 @@ class WorkerPool:
             while len(self._workers) < min(workers, len(pairs)):
                 self._workers.append(_Worker())
             team = self._workers[:workers]
-            while any(result is None for result in results):
-                self._advance(team, waiting, pairs, results, timeout_s)
+            try:
+                while any(result is None for result in results):
+                    self._advance(team, waiting, pairs, results, timeout_s)
+            except BaseException:
+                # An interrupted worker would hand its late result to the next call.
+                self.close()
+                raise
         return [result for result in results if result is not None]
 
     def _advance(
@@ -123,7 +128,6 @@ class WorkerPool:
     ) -> None:
         worker = team[slot]
         if not worker.ready:
-            self.close()
             raise RuntimeError(
                 f"a scoring worker could not start ({reason}); "
                 "does `python -m observe.scoring.symbolic` run, is math-verify installed?"
