@@ -124,6 +124,13 @@ def test_choices(answer, gold, correct):
     assert score(tag(answer), gold, answer_type="choice", options=COLOURS).correct is correct
 
 
+def test_a_letter_with_its_options_text_counts_as_the_letter():
+    options = ("2", "\u221a{3}", "\u221a{2}")
+    for response in ("(C) \u221a2", tag("(C) \u221a2"), "so\nC. \u221a2"):
+        assert score(response, "C", options=options).correct is True
+    assert score(tag("(C) 2"), "C", options=options).correct is False
+
+
 @pytest.mark.parametrize(
     ("answer", "correct"), [("4", True), ("B", True), ("4.0", True), ("3", False)]
 )
