@@ -55,7 +55,7 @@ def load_questions(
     questions = [question for own, question in read_jsonl(path) if own == split]
     if not questions:
         raise InputError(
-            f"{path}: no question of the split {split!r}; add lines with \"split\": {split!r}"
+            f'{path}: no question of the split {split!r}; add lines with "split": {split!r}'
         )
     if size is None or size == len(questions):
         return questions
@@ -164,8 +164,9 @@ def _checked(line: str, where: str, folder: Path) -> dict[str, Any]:
     if record["answer_type"] == "choice":
         letters = [chr(ord("A") + i) for i in range(len(record.get("options", [])))]
         if record["gold"] not in letters:
+            known = ", ".join(letters) or "none"
             raise InputError(
-                f"{where}: gold: expected the letter of an option ({', '.join(letters) or 'none'}), "
-                f"got {record['gold']!r}; list the options under \"options\""
+                f"{where}: gold: expected the letter of an option ({known}), "
+                f'got {record["gold"]!r}; list the options under "options"'
             )
     return record
