@@ -188,9 +188,10 @@ def read_choices(text: str, options: Sequence[str] | None) -> set[int]:
         return {folded.index(fold(text))}
     letters = {ascii_uppercase.index(letter) for letter in _letters(text, len(options))}
     lettered = LETTERED.match(text)
-    if lettered and letters and fold(lettered[1]) not in folded:
-        # After "C. " comes that option's text, perhaps in words that look like another's.
-        return letters
+    if lettered and letters:
+        # What follows "C. " is that option's text in some spelling, unless it is just another's.
+        named = fold(lettered[1])
+        return letters | ({folded.index(named)} if named in folded else set())
     bare_texts = [match.casefold() for match in re.findall(option_pattern(options), text)]
     texts = {folded.index(match) for match in bare_texts if len(match) > 1 or not letters}
     number = read_number(text)
