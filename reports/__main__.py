@@ -1,0 +1,3 @@
+from reports.build import main
+
+raise SystemExit(main())

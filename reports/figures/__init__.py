@@ -1,0 +1,1 @@
+"""Figures of a report: seaborn on matplotlib, each with its alt text, light and dark."""

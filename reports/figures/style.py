@@ -1,0 +1,135 @@
+"""One look for all figures, colour-blind safe, and their encoding as light and dark SVG and PNG."""
+
+from __future__ import annotations
+
+import base64
+import io
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import matplotlib
+import seaborn as sns
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+INK, MUTED, GRID, REST, PAPER = "#1b2431", "#5f6b79", "#dde2e8", "#b4bdc8", "#fffffe"
+BLUE, ORANGE, GREEN, PINK, SKY, BROWN = sns.color_palette("colorblind").as_hex()[0:3] + [
+    "#cc78bc",
+    "#56b4e9",
+    "#ca9161",
+]
+DARK = {
+    INK: "#e8ecf1",
+    MUTED: "#a3aebb",
+    GRID: "#333d49",
+    REST: "#5b6675",
+    PAPER: "#161c24",
+    BLUE: "#4fa8e0",
+}
+"""What each ink becomes on a dark page."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Drawing:
+    """A finished figure."""
+
+    name: str
+    title: str
+    alt: str
+    """What the figure shows, for those who do not see it."""
+    light: str
+    dark: str
+    png: bytes
+    width: int
+    """In CSS pixels."""
+    height: int
+
+    @property
+    def light_uri(self) -> str:
+        """The light SVG as a data URI."""
+        return _uri(self.light)
+
+    @property
+    def dark_uri(self) -> str:
+        """The dark SVG as a data URI."""
+        return _uri(self.dark)
+
+
+def _uri(svg: str) -> str:
+    return "data:image/svg+xml;base64," + base64.b64encode(svg.encode()).decode()
+
+
+@contextmanager
+def style() -> Iterator[None]:
+    """Draw inside this: fonts, inks and a fixed SVG salt, so equal data give equal bytes."""
+    theme = sns.axes_style(
+        "whitegrid",
+        {
+            "axes.edgecolor": GRID,
+            "grid.color": GRID,
+            "text.color": INK,
+            "axes.labelcolor": MUTED,
+            "xtick.color": MUTED,
+            "ytick.color": INK,
+            "figure.facecolor": "none",
+            "axes.facecolor": "none",
+        },
+    )
+    fixed = {
+        "svg.hashsalt": "report",
+        "svg.fonttype": "path",
+        "font.family": "sans-serif",
+        "font.sans-serif": ["DejaVu Sans"],
+        "font.size": 9.5,
+        "axes.titlesize": 10.5,
+        "axes.titleweight": "bold",
+        "axes.titlelocation": "left",
+        "axes.unicode_minus": True,
+        "legend.frameon": False,
+        "lines.solid_capstyle": "round",
+    }
+    with matplotlib.rc_context({**theme, **fixed}):
+        yield
+
+
+def canvas(width: float, height: float) -> Figure:
+    """An empty figure of this size in inches."""
+    return Figure(figsize=(width, height), layout="constrained")
+
+
+def drawing(figure: Figure, *, name: str, title: str, alt: str) -> Drawing:
+    """Encode a figure. No dates and no random ids: the same figure gives the same bytes."""
+    buffer = io.StringIO()
+    figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None})
+    light = re.sub(r"^.*?(?=<svg)", "", buffer.getvalue(), flags=re.DOTALL)
+    dark = light
+    for ink, replacement in DARK.items():
+        dark = dark.replace(ink, replacement)
+    pixels = io.BytesIO()
+    figure.savefig(pixels, format="png", dpi=160, facecolor="white", metadata={"Software": None})
+    width, height = figure.get_size_inches() * 96
+    return Drawing(
+        name=name,
+        title=title,
+        alt=alt,
+        light=light,
+        dark=dark,
+        png=pixels.getvalue(),
+        width=round(width),
+        height=round(height),
+    )
+
+
+def zero_line(axes: Axes) -> None:
+    """A line at no difference."""
+    axes.axvline(0, color=MUTED, linewidth=1, zorder=1)
+
+
+def bare(axes: Axes, *, grid: str = "x") -> None:
+    """Only the grid that helps reading."""
+    sns.despine(ax=axes, left=True, bottom=True)
+    axes.grid(visible=False)
+    axes.grid(visible=True, axis=grid, color=GRID, linewidth=0.8)
+    axes.tick_params(length=0)

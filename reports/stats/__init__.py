@@ -1,0 +1,1 @@
+"""Statistics on plain arrays and frames: no files, no figures."""

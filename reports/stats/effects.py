@@ -1,0 +1,254 @@
+"""Factor effects: a linear model on run-level means. A trained run is the unit of replication.
+
+Effect coding (sum to zero), so that an effect is a difference of marginal means over the grid:
+"estimate" is the level minus the control, averaged evenly over the levels of all other factors.
+An interaction is half the difference between a factor's effect with the other factor at its level
+and at its control (Box, Hunter and Hunter), so it has the same standard error as a main effect.
+
+Which run variance the intervals use:
+- cells with several seeds: pooled within cells (t with its degrees of freedom);
+- no replicates: pooled interactions of order three and higher (2^4: 5 degrees of freedom);
+- neither: not estimable.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import combinations
+
+import numpy as np
+import pandas as pd
+from scipy import stats
+
+ROUNDING = 1e-12
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunVariance:
+    """The variance of one run's mean around its arm's, pooled over the design."""
+
+    value: float | None
+    """Squared standard deviation; None where it cannot be estimated."""
+    df: float
+    source: str
+    """Where it comes from, or why it cannot be estimated."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Interval:
+    """An estimate with its uncertainty, or the reason why there is none."""
+
+    estimate: float | None
+    se: float | None = None
+    df: float | None = None
+    low: float | None = None
+    high: float | None = None
+    p: float | None = None
+    method: str = ""
+    why: str | None = None
+
+    @property
+    def estimable(self) -> bool:
+        """Whether there is an interval."""
+        return self.low is not None
+
+
+def t_interval(
+    estimate: float, variance: float | None, df: float, *, confidence: float, method: str
+) -> Interval:
+    """The t interval and two-sided p-value of an estimate with this variance."""
+    if variance is None or not variance > ROUNDING**2:
+        return Interval(estimate=estimate, method="not estimable", why=method)
+    se = float(np.sqrt(variance))
+    reference = stats.norm if np.isinf(df) else stats.t(df)
+    half = float(reference.ppf((1 + confidence) / 2)) * se
+    return Interval(
+        estimate=estimate,
+        se=se,
+        df=float(df),
+        low=estimate - half,
+        high=estimate + half,
+        p=float(2 * reference.sf(abs(estimate) / se)),
+        method=method,
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Design:
+    """Levels of N trained runs on the factors of a sweep, and the model that they can bear."""
+
+    levels: pd.DataFrame
+    """(N, factors), index run id: the level names."""
+    controls: Mapping[str, str]
+    """factor -> its control level."""
+    order: Mapping[str, tuple[str, ...]]
+    """factor -> its levels, in the sweep's order."""
+
+    @cached_property
+    def present(self) -> dict[str, tuple[str, ...]]:
+        """factor -> levels that occur, the control last; a factor with one level is left out."""
+        found = {}
+        for name in self.levels.columns:
+            seen = set(self.levels[name])
+            others = [x for x in self.order[name] if x in seen and x != self.controls[name]]
+            if others and self.controls[name] in seen:
+                found[name] = (*others, self.controls[name])
+        return found
+
+    @cached_property
+    def cell(self) -> np.ndarray:
+        """(N,) index of each run's cell."""
+        return self.levels.groupby(list(self.levels.columns), sort=False).ngroup().to_numpy()
+
+    @property
+    def replicated(self) -> bool:
+        """Whether at least one cell has two or more runs."""
+        return len(np.unique(self.cell)) < len(self.cell)
+
+    def _row(self, assigned: Mapping[str, str], degree: int) -> np.ndarray:
+        """Model row of a marginal mean: factors not assigned are averaged over their levels."""
+        codes = {}
+        for name, levels in self.present.items():
+            code = np.zeros(len(levels) - 1)
+            if name in assigned:
+                position = levels.index(assigned[name])
+                if position == len(levels) - 1:
+                    code[:] = -1.0
+                else:
+                    code[position] = 1.0
+            codes[name] = code
+        parts = [np.ones(1)]
+        for size in range(1, degree + 1):
+            for names in combinations(self.present, size):
+                product = np.ones(1)
+                for name in names:
+                    product = np.kron(product, codes[name])
+                parts.append(product)
+        return np.concatenate(parts)
+
+    def _matrix(self, degree: int) -> np.ndarray:
+        rows = [dict(zip(self.levels.columns, row, strict=True)) for row in self.levels.to_numpy()]
+        return np.stack([self._row(row, degree) for row in rows])
+
+    @cached_property
+    def degree(self) -> int:
+        """Order of the highest interactions in the model; 0 when no main effect is estimable.
+
+        With replicates and a complete grid every order (a mean for each cell); otherwise two; or
+        one, when with two the main effects would not be estimable (leave-one-out, resolution III).
+        """
+        grid = int(np.prod([len(levels) for levels in self.present.values()]))
+        complete = len(np.unique(self.cell)) == grid
+        full = [len(self.present)] if self.replicated and complete else []
+        for degree in [*full, 2, 1]:
+            inverse = np.linalg.pinv(self._matrix(degree))
+            if self.present and all(
+                self._hat(self._main(name, level, degree), degree, inverse) is not None
+                for name, levels in self.present.items()
+                for level in levels[:-1]
+            ):
+                return degree
+        return 0
+
+    def _main(self, name: str, level: str, degree: int) -> np.ndarray:
+        control = self.controls[name]
+        return self._row({name: level}, degree) - self._row({name: control}, degree)
+
+    def _hat(self, row: np.ndarray, degree: int, inverse: np.ndarray) -> np.ndarray | None:
+        """(N,) weights of the runs in a contrast; None where the design confounds it."""
+        matrix = self._matrix(degree)
+        estimable = np.allclose(row @ inverse @ matrix, row, atol=1e-8)
+        return row @ inverse if estimable else None
+
+    @cached_property
+    def _inverse(self) -> np.ndarray:
+        return np.linalg.pinv(self._matrix(self.degree))
+
+    def main_weights(self, name: str, level: str) -> np.ndarray | None:
+        """(N,) such that weights @ means is the effect of `level` against the control."""
+        if self.degree == 0 or level not in self.present.get(name, ()):
+            return None
+        return self._hat(self._main(name, level, self.degree), self.degree, self._inverse)
+
+    def interaction_weights(
+        self, first: tuple[str, str], second: tuple[str, str]
+    ) -> np.ndarray | None:
+        """(N,) weights of the interaction of two (factor, level) pairs."""
+        if self.degree < 2 or any(
+            x not in self.present.get(name, ()) for name, x in (first, second)
+        ):
+            return None
+        row = np.zeros(self._row({}, self.degree).shape)
+        for a, sign_a in ((first[1], 1), (self.controls[first[0]], -1)):
+            for b, sign_b in ((second[1], 1), (self.controls[second[0]], -1)):
+                row += sign_a * sign_b * self._row({first[0]: a, second[0]: b}, self.degree)
+        return self._hat(row / 2, self.degree, self._inverse)
+
+    def run_variance(self, means: np.ndarray) -> RunVariance:
+        """The variance of a run, pooled over the design, from the runs' means (N,)."""
+        count = len(means)
+        if self.replicated:
+            frame = pd.Series(means).groupby(self.cell)
+            squares = float(((pd.Series(means) - frame.transform("mean")) ** 2).sum())
+            df = count - len(np.unique(self.cell))
+            source = f"run-level model, pooled variance within cells, t({df})"
+        elif self.degree >= 2:
+            matrix = self._matrix(self.degree)
+            residual = means - matrix @ (self._inverse @ means)
+            squares = float(residual @ residual)
+            df = count - int(np.linalg.matrix_rank(matrix))
+            source = f"run-level model, pooled interactions of order three and higher, t({df})"
+        else:
+            squares, df = 0.0, 0
+        if df == 0:
+            return RunVariance(
+                value=None,
+                df=0,
+                source="one run per cell and no interactions of order three or higher to pool: "
+                "add seeds to estimate the variation between runs",
+            )
+        if squares <= ROUNDING * max(1.0, float(means @ means)):
+            return RunVariance(value=None, df=df, source="the runs show no variation at all")
+        return RunVariance(value=squares / df, df=df, source=source)
+
+    def estimate(
+        self, weights: np.ndarray | None, means: np.ndarray, *, confidence: float
+    ) -> Interval:
+        """The interval of the contrast weights @ means."""
+        if weights is None:
+            return Interval(
+                estimate=None,
+                method="not estimable",
+                why="the runs at hand confound it with other effects, or lack one of its levels",
+            )
+        variance = self.run_variance(means)
+        scaled = None if variance.value is None else variance.value * float(weights @ weights)
+        return t_interval(
+            float(weights @ means),
+            scaled,
+            variance.df,
+            confidence=confidence,
+            method=variance.source,
+        )
+
+
+def lenth(effects: np.ndarray, *, confidence: float) -> tuple[float, float]:
+    """Lenth's pseudo standard error of unreplicated effects (m,), and its margin of error.
+
+    For seven or more contrasts of which most are null (Lenth 1989, Technometrics 31).
+    """
+    size = np.abs(effects)
+    start = 1.5 * float(np.median(size))
+    pse = 1.5 * float(np.median(size[size < 2.5 * start])) if start > 0 else 0.0
+    return pse, float(stats.t.ppf((1 + confidence) / 2, len(effects) / 3)) * pse
+
+
+def contrasts_of_two_level_grid(design: Design, means: np.ndarray) -> np.ndarray | None:
+    """All 2^k - 1 effects of an unreplicated two-level full factorial; None for other designs."""
+    two_level = all(len(levels) == 2 for levels in design.present.values())
+    if not two_level or design.replicated or len(means) != 2 ** len(design.present):
+        return None
+    matrix = design._matrix(len(design.present))
+    return 2 * (matrix.T @ means / len(means))[1:]
