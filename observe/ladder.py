@@ -5,6 +5,7 @@ from pathlib import Path
 
 from jsonargparse import ArgumentParser
 
+from observe.cli import exit_code, print_progress
 from observe.config import EMBEDDED, TrainConfig, from_mapping, load_yaml, to_mapping
 from observe.data.ladder import stage
 from observe.errors import InputError
@@ -34,23 +35,19 @@ def build(config: Path, model: Path, out: Path) -> None:
         },
         out,
         {},
-        lambda done, total, message: print(f"{message}: {done}/{total}", flush=True),
+        print_progress,
     )
     counts = ", ".join(f"{name} {count}" for name, count in result["counts"].items())
     print(f"{out / 'ladder.jsonl'}: {counts}; {result['seconds']:.0f} s")
 
 
-def main() -> None:
-    """Run the command; exit code 2 for bad input."""
+def main() -> int:
+    """The command; returns its exit code (2 for bad input)."""
     parser = ArgumentParser(prog="python -m observe.ladder")
     parser.add_function_arguments(build)
     arguments = parser.parse_args()
-    try:
-        build(**parser.instantiate_classes(arguments).as_dict())
-    except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
+    return exit_code(lambda: build(**arguments.as_dict()))
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

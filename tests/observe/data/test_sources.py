@@ -1,0 +1,127 @@
+"""Questions: JSONL round trip, samples of a source, and every way in which a file can be wrong."""
+
+import json
+
+import pytest
+from PIL import Image
+
+from observe.data.question import Question, from_record, to_record, write_jsonl
+from observe.data.sources import load_questions, read_jsonl, verifiable
+from observe.errors import InputError
+
+GOOD = {"id": "q1", "text": "How many?", "gold": "3", "answer_type": "integer"}
+
+
+def write(folder, *lines):
+    path = folder / "questions.jsonl"
+    text = "\n".join(line if isinstance(line, str) else json.dumps(line) for line in lines)
+    path.write_text(text + "\n", encoding="utf-8")
+    return path
+
+
+def test_round_trip_keeps_everything_and_saves_images(tmp_path):
+    image = Image.new("RGB", (4, 4), (200, 10, 30))
+    question = Question(
+        id="scene 1/a",
+        text="Which colour?",
+        gold="B",
+        answer_type="choice",
+        options=("green", "réd"),
+        images=(image,),
+        family="colour",
+        level=2,
+        cluster="scene 1",
+        observation="red circle",
+        metadata={"rows": 3},
+    )
+    write_jsonl([question], tmp_path / "set" / "questions.jsonl")
+    [(split, read)] = read_jsonl(tmp_path / "set" / "questions.jsonl")
+    assert split == "train"
+    assert read.images[0].parent == tmp_path / "set" / "images"
+    assert read.open_images()[0].getpixel((0, 0)) == (200, 10, 30)
+    for name in ("id", "text", "gold", "answer_type", "options", "family", "level", "cluster"):
+        assert getattr(read, name) == getattr(question, name)
+    assert (read.observation, read.metadata) == ("red circle", {"rows": 3})
+    assert to_record(read, tmp_path / "set") == to_record(question, tmp_path / "set")
+
+
+def test_images_outside_the_folder_keep_their_absolute_path(tmp_path):
+    file = tmp_path / "elsewhere.png"
+    Image.new("RGB", (2, 2)).save(file)
+    question = Question(id="q", text="t", gold="1", answer_type="integer", images=(file,))
+    record = to_record(question, tmp_path / "set")
+    assert record["images"] == [str(file)]
+    assert from_record(record, tmp_path / "set").images == (file,)
+
+
+def test_images_of_any_mode_open_as_rgb(tmp_path):
+    grey = Image.new("L", (2, 2), 7)
+    question = Question(id="q", text="t", gold="1", answer_type="integer", images=(grey,))
+    assert question.open_images()[0].mode == "RGB"
+
+
+@pytest.mark.parametrize(
+    ("line", "words"),
+    [
+        ("{not json", ["not valid JSON", "one JSON object"]),
+        ("[1, 2]", ["expected a JSON object"]),
+        ({**GOOD, "golds": "3"}, ["golds", "unknown key", "known keys"]),
+        ({k: v for k, v in GOOD.items() if k != "gold"}, ["gold", "missing"]),
+        ({**GOOD, "text": ""}, ["text", "missing or empty"]),
+        ({**GOOD, "gold": 3}, ["gold", "expected str", "3"]),
+        ({**GOOD, "level": True}, ["level", "expected int"]),
+        ({**GOOD, "answer_type": "number"}, ["answer_type", "integer", "'number'"]),
+        ({**GOOD, "options": [1]}, ["options", "expected strings"]),
+        ({**GOOD, "images": ["no.png"]}, ["images", "no such file", "no.png"]),
+        ({**GOOD, "gold": "three apples"}, ["gold", "cannot be read as integer"]),
+        ({**GOOD, "answer_type": "choice", "gold": "A"}, ["gold", "options"]),
+        (
+            {**GOOD, "answer_type": "choice", "gold": "C", "options": ["x", "y"]},
+            ["gold", "A, B", "'C'"],
+        ),
+        ({**GOOD, "id": "q0"}, ["id", "'q0' is taken by", "questions.jsonl:1"]),
+    ],
+)
+def test_a_bad_line_is_named_with_its_key_and_remedy(tmp_path, line, words):
+    path = write(tmp_path, {**GOOD, "id": "q0"}, "", line)
+    with pytest.raises(InputError) as caught:
+        load_questions(path)
+    message = str(caught.value)
+    assert message.startswith(f"{path}:3: ")
+    for word in words:
+        assert word in message
+
+
+def test_a_missing_file_a_folder_and_a_missing_split_are_named(tmp_path):
+    with pytest.raises(InputError, match=r"none\.jsonl: no such file"):
+        load_questions(tmp_path / "none.jsonl")
+    with pytest.raises(InputError, match="not a JSONL text file"):
+        load_questions(tmp_path)
+    path = write(tmp_path, GOOD)
+    with pytest.raises(InputError, match="validation"):
+        load_questions(path, split="validation")
+    with pytest.raises(InputError, match=r"1 questions.*2 asked for"):
+        load_questions(path, size=2)
+
+
+def test_samples_of_a_file_are_nested_seeded_and_in_file_order(tmp_path):
+    lines = [{**GOOD, "id": f"q{i:02d}"} for i in range(30)]
+    lines += [{**GOOD, "id": "v", "split": "validation"}]
+    path = write(tmp_path, *lines)
+
+    def ids(size, seed):
+        return [q.id for q in load_questions(path, size=size, seed=seed)]
+
+    assert ids(None, 0) == [f"q{i:02d}" for i in range(30)]
+    assert ids(10, 0) == sorted(ids(10, 0))
+    assert set(ids(10, 0)) < set(ids(20, 0))
+    assert ids(10, 0) == ids(10, 0) != ids(10, 1)
+    assert [q.id for q in load_questions(path, split="validation")] == ["v"]
+
+
+def test_the_embedded_world_is_a_source_and_needs_a_size():
+    questions = load_questions("glyphs", split="train", size=14, seed=3)
+    assert len({q.id for q in questions}) == 14
+    assert all(verifiable(questions))
+    with pytest.raises(InputError, match="how many"):
+        load_questions("glyphs")
