@@ -1,0 +1,1 @@
+"""Questions (ablation files) to graphs of stages, run once each wherever there is room."""

@@ -1,0 +1,444 @@
+"""The ablation file: a question, as typed and checked values.
+
+Read strictly: an unknown key, an unknown setting of the trainer, a value of the wrong type, an
+unknown factor, level or arm raises InputError, naming file, key and remedy, before anything runs.
+"""
+
+import dataclasses
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+from ruamel.yaml import YAML
+from ruamel.yaml.error import YAMLError
+
+import observe
+from benchmarks.config import EvaluateConfig
+from observe.config import (
+    EMBEDDED,
+    TrainConfig,
+    from_mapping,
+    load_yaml,
+    to_mapping,
+    with_overrides,
+)
+from observe.errors import InputError
+
+RECIPES = Path(observe.__file__).resolve().parent.parent / "recipes"
+"""Where named recipes live."""
+
+Levels = dict[str, str]
+"""Factor -> level."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Factor:
+    """One thing that is switched."""
+
+    control: str
+    """The level that stands for "without"; effects are a level minus this one."""
+    levels: dict[str, dict[str, Any]]
+    """Level -> settings of the trainer it makes (dotted keys)."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Variant:
+    """A named extra arm: the reference with something changed that is no factor.
+
+    It is run and compared, and takes no part in the factors' effects.
+    """
+
+    levels: Levels = dataclasses.field(default_factory=dict)
+    """Factor levels that differ from the reference's."""
+    set: dict[str, Any] = dataclasses.field(default_factory=dict)
+    """Settings of the trainer made last (dotted keys), e.g. reward.shuffle: true for a placebo."""
+    seed: int | None = None
+    """Its one seed instead of the sweep's, e.g. for an A/A pair with the reference."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Resources:
+    """What one stage occupies."""
+
+    gpus: int = 0
+    """GPUs; without any, the stage sees none."""
+    cpus: int = 1
+    """Cores and threads of torch. Part of a stage's identity: the thread count changes
+    floating-point results."""
+    mem_gb: float = 3.0
+    """Memory in gigabytes."""
+    hours: float = 1.0
+    """Expected hours, for estimates until a stage of the kind has been measured."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class StageResources:
+    """What the stages of each kind occupy."""
+
+    base: Resources = Resources()
+    """Building the embedded base model."""
+    ladder: Resources = Resources()
+    """Building the curriculum."""
+    train: Resources = Resources()
+    """One training run."""
+    evaluate: Resources = Resources()
+    """The evaluation of one model."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Contrast:
+    """A comparison of two arms that was planned before the results were seen."""
+
+    arm: str
+    """The arm of interest."""
+    against: str
+    """What it is compared with."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Report:
+    """How the results are reported."""
+
+    confidence: float = 0.95
+    """Level of the intervals."""
+    correction: Literal["holm", "bonferroni", "fdr_bh", "none"] = "holm"
+    """Correction for multiple comparisons within a family."""
+    planned_contrasts: tuple[Contrast, ...] = ()
+    """Comparisons that the sweep was made for."""
+
+
+Design = Literal["full_factorial", "leave_one_out", "arms"]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Ablation:
+    """An ablation file."""
+
+    name: str
+    """Name of the sweep, and of its folder."""
+    recipe: str
+    """What every arm starts from: a named recipe, or a YAML file of training settings."""
+    set: dict[str, Any] = dataclasses.field(default_factory=dict)
+    """Settings of the trainer that differ from the recipe in every arm (dotted keys)."""
+    factors: dict[str, Factor]
+    """Factor -> its levels."""
+    design: Design
+    """Which cells are run: full_factorial (all), leave_one_out (the reference, and the reference
+    without each of its factors), arms (those listed under arms)."""
+    reference: Levels
+    """The level of every factor in the reference arm."""
+    arms: tuple[Levels, ...] = ()
+    """The cells of design arms; a factor that is not named has its control level."""
+    seeds: tuple[int, ...] = (0,)
+    """Seeds; each cell is run once with each."""
+    exclude: tuple[Levels, ...] = ()
+    """Cells that are not run: every cell with all of these levels."""
+    variants: dict[str, Variant] = dataclasses.field(default_factory=dict)
+    """Name -> an extra arm."""
+    evaluate: dict[str, Any] = dataclasses.field(default_factory=dict)
+    """Settings of the evaluation, without the prompt: each arm has its own."""
+    resources: StageResources = StageResources()
+    """What stages occupy."""
+    report: Report = Report()
+    """How results are reported."""
+
+
+def load_ablation(
+    path: Path, overrides: Mapping[str, Any] | None = None
+) -> tuple[Ablation, dict[str, Any]]:
+    """Read an ablation file: the question, and the training settings every arm starts from.
+
+    ``overrides`` (dotted) change keys of the file or, when they name none, settings of the trainer
+    in every arm. Paths in the result are absolute. Raises InputError.
+    """
+    raw = load_yaml(path)
+    if not isinstance(raw, dict):
+        raise InputError(f"{path}: expected a mapping, got {raw!r}; see ablations/full.yaml")
+    source = str(path)
+    raw = _override(raw, overrides or {}, source)
+    ablation = from_mapping(Ablation, _words(raw), source=source)
+    folder = path.resolve().parent
+    _check(ablation, source)
+    ablation, recipe = _resolve(ablation, folder, source)
+    start = to_mapping(train_config(recipe, ablation.set, f"{source}: set"))
+    _check_settings(ablation, start, source)
+    return ablation, start
+
+
+def parse_override(text: str) -> tuple[str, Any]:
+    """``key=value`` as on the command line; the value is YAML."""
+    key, equals, value = text.partition("=")
+    if not equals or not key:
+        raise InputError(f"--set {text}: expected key=value")
+    try:
+        return key, YAML(typ="safe", pure=True).load(value)
+    except YAMLError as error:
+        raise InputError(f"--set {text}: the value is not valid YAML: {error}") from None
+
+
+def train_config(start: dict[str, Any], settings: dict[str, Any], source: str) -> TrainConfig:
+    """Training settings with dotted ones on top, strictly typed."""
+    return from_mapping(TrainConfig, with_overrides(start, settings), source=source)
+
+
+def to_plain(ablation: Ablation) -> dict[str, Any]:
+    """The ablation as nested plain values, as written to ``sweep.yaml``."""
+
+    def plain(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {key: plain(item) for key, item in value.items()}
+        return [plain(item) for item in value] if isinstance(value, (list, tuple)) else value
+
+    return plain(dataclasses.asdict(ablation))
+
+
+def _override(raw: dict[str, Any], overrides: Mapping[str, Any], source: str) -> dict[str, Any]:
+    keys = {field.name for field in dataclasses.fields(Ablation)}
+    own = {key: value for key, value in overrides.items() if key.split(".")[0] in keys}
+    settings = {key: value for key, value in overrides.items() if key not in own}
+    raw = with_overrides(raw, own)
+    if settings:
+        existing = raw.get("set") or {}
+        if not isinstance(existing, dict):
+            raise InputError(f"{source}: set: expected a mapping, got {existing!r}")
+        raw["set"] = {**existing, **settings}
+    return raw
+
+
+def _words(raw: dict[str, Any]) -> dict[str, Any]:
+    """The file with every level name as a word: ``8:`` and ``true:`` name levels "8" and "true"."""
+
+    def levels(value: Any) -> Any:
+        if not isinstance(value, dict):
+            return value
+        return {key: _word(level) for key, level in value.items()}
+
+    def each(value: Any, convert: Any) -> Any:
+        return [convert(item) for item in value] if isinstance(value, list) else value
+
+    def factor(value: Any) -> Any:
+        if not isinstance(value, dict):
+            return value
+        value = dict(value)
+        if "control" in value:
+            value["control"] = _word(value["control"])
+        if isinstance(value.get("levels"), dict):
+            value["levels"] = {
+                _word(name): {} if settings is None else settings
+                for name, settings in value["levels"].items()
+            }
+        return value
+
+    def variant(value: Any) -> Any:
+        if not isinstance(value, dict):
+            return value
+        return {key: levels(item) if key == "levels" else item for key, item in value.items()}
+
+    def values(value: Any, convert: Any) -> Any:
+        if not isinstance(value, dict):
+            return value
+        return {key: convert(item) for key, item in value.items()}
+
+    convert = {
+        "factors": lambda value: values(value, factor),
+        "reference": levels,
+        "arms": lambda value: each(value, levels),
+        "exclude": lambda value: each(value, levels),
+        "variants": lambda value: values(value, variant),
+    }
+    return {key: convert.get(key, lambda value: value)(value) for key, value in raw.items()}
+
+
+def _word(value: Any) -> Any:
+    if value is None:
+        return "null"
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    return str(value) if isinstance(value, (int, float)) else value
+
+
+def _resolve(ablation: Ablation, folder: Path, source: str) -> tuple[Ablation, dict[str, Any]]:
+    """Find the recipe, and make every path absolute: relative to the file that names it."""
+    recipe_path = _recipe_path(ablation.recipe, folder, source)
+    raw = load_yaml(recipe_path)
+    recipe = to_mapping(from_mapping(TrainConfig, raw or {}, source=str(recipe_path)))
+    for dotted in ("model.path", "data.source"):
+        section, key = dotted.split(".")
+        value = recipe[section][key]
+        recipe[section][key] = _path(dotted, value, recipe_path.parent, str(recipe_path))
+
+    def settings(mapping: dict[str, Any], key: str) -> dict[str, Any]:
+        return {
+            name: _path(name, value, folder, f"{source}: {key}") for name, value in mapping.items()
+        }
+
+    factors = {
+        name: dataclasses.replace(
+            factor,
+            levels={
+                level: settings(changes, f"factors.{name}.levels.{level}")
+                for level, changes in factor.levels.items()
+            },
+        )
+        for name, factor in ablation.factors.items()
+    }
+    variants = {
+        name: dataclasses.replace(variant, set=settings(variant.set, f"variants.{name}.set"))
+        for name, variant in ablation.variants.items()
+    }
+    named = ablation.recipe if recipe_path.parent == RECIPES else str(recipe_path)
+    resolved = dataclasses.replace(
+        ablation,
+        recipe=named,
+        set=settings(ablation.set, "set"),
+        factors=factors,
+        variants=variants,
+    )
+    return resolved, recipe
+
+
+def _recipe_path(recipe: str, folder: Path, source: str) -> Path:
+    named = RECIPES / f"{recipe}.yaml"
+    if re.fullmatch(r"[\w-]+", recipe) and named.is_file():
+        return named
+    if (folder / recipe).is_file():
+        return (folder / recipe).resolve()
+    names = ", ".join(sorted(path.stem for path in RECIPES.glob("*.yaml"))) or "none"
+    raise InputError(
+        f"{source}: recipe: {recipe!r} is neither a named recipe ({names}) nor a file; a path is "
+        "relative to the ablation file"
+    )
+
+
+def _path(dotted: str, value: Any, folder: Path, source: str) -> Any:
+    """The value of a setting; absolute when it is a path."""
+    if dotted not in ("model.path", "data.source") or not isinstance(value, str):
+        return value
+    if value == EMBEDDED:
+        return value
+    found = folder / Path(value).expanduser()
+    if found.exists():
+        return str(found.resolve())
+    if dotted == "model.path" and re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", value):
+        return value  # A Hub id.
+    expected = "a Hugging Face folder or Hub id" if dotted == "model.path" else "a JSONL file"
+    raise InputError(
+        f"{source}: {dotted}: {value!r} not found (looked for {found}); expected {expected}, or "
+        f"{EMBEDDED!r}"
+    )
+
+
+def _check(ablation: Ablation, source: str) -> None:
+    """Names must exist and numbers make sense."""
+
+    def fail(key: str, message: str) -> None:
+        raise InputError(f"{source}: {key}: {message}")
+
+    if not re.fullmatch(r"[A-Za-z0-9][\w.-]*", ablation.name):
+        fail("name", f"{ablation.name!r} is no folder name; use letters, digits, '.', '_', '-'")
+    if not ablation.factors:
+        fail("factors", "at least one factor is needed")
+    for name, factor in ablation.factors.items():
+        key = f"factors.{name}"
+        if not re.fullmatch(r"[A-Za-z_]\w*", name):
+            fail(key, "a factor's name consists of letters, digits and '_'")
+        if len(factor.levels) < 2:
+            fail(f"{key}.levels", "at least two levels are needed")
+        if factor.control not in factor.levels:
+            known = ", ".join(factor.levels)
+            fail(f"{key}.control", f"unknown level {factor.control!r}; levels: {known}")
+    _check_levels(ablation, ablation.reference, "reference", source)
+    missing = [name for name in ablation.factors if name not in ablation.reference]
+    if missing:
+        fail("reference", f"no level for {', '.join(missing)}; name one for every factor")
+    for i, levels in enumerate(ablation.arms):
+        _check_levels(ablation, levels, f"arms[{i}]", source)
+    if (ablation.design == "arms") != bool(ablation.arms):
+        fail("arms", "list the arms here with design arms, and only with it")
+    for i, levels in enumerate(ablation.exclude):
+        _check_levels(ablation, levels, f"exclude[{i}]", source)
+        if not levels:
+            fail(f"exclude[{i}]", "names no level, so that it would exclude every cell")
+    if not ablation.seeds or len(set(ablation.seeds)) < len(ablation.seeds):
+        fail("seeds", f"expected different integers, at least one, got {list(ablation.seeds)}")
+    for name, variant in ablation.variants.items():
+        if not re.fullmatch(r"[A-Za-z_][\w.-]*", name):
+            fail(f"variants.{name}", "a variant's name consists of letters, digits, '_', '.', '-'")
+        _check_levels(ablation, variant.levels, f"variants.{name}.levels", source)
+    for field in dataclasses.fields(StageResources):
+        resources: Resources = getattr(ablation.resources, field.name)
+        key = f"resources.{field.name}"
+        if resources.cpus < 1:
+            fail(f"{key}.cpus", f"expected 1 or more, got {resources.cpus}")
+        if resources.gpus < 0:
+            fail(f"{key}.gpus", f"expected 0 or more, got {resources.gpus}")
+        if resources.mem_gb < 0:
+            fail(f"{key}.mem_gb", f"expected 0 or more, got {resources.mem_gb}")
+        if resources.hours <= 0:
+            fail(f"{key}.hours", f"expected more than 0, got {resources.hours}")
+    if not 0 < ablation.report.confidence < 1:
+        fail("report.confidence", f"expected between 0 and 1, got {ablation.report.confidence}")
+    if "prompt" in ablation.evaluate:
+        fail("evaluate.prompt", "each arm is evaluated under its own prompt; remove this key")
+
+
+def _check_levels(ablation: Ablation, levels: Levels, key: str, source: str) -> None:
+    for name, level in levels.items():
+        if name not in ablation.factors:
+            known = ", ".join(ablation.factors)
+            raise InputError(f"{source}: {key}: unknown factor {name!r}; factors: {known}")
+        if level not in ablation.factors[name].levels:
+            known = ", ".join(ablation.factors[name].levels)
+            raise InputError(f"{source}: {key}.{name}: unknown level {level!r}; levels: {known}")
+
+
+def _check_settings(ablation: Ablation, start: dict[str, Any], source: str) -> None:
+    """Every setting must exist with the right type, and belong to one factor."""
+    sections = {"set": ablation.set}
+    owner: dict[str, str] = {}
+    for name, factor in ablation.factors.items():
+        configs: dict[str, str] = {}
+        for level, settings in factor.levels.items():
+            key = f"factors.{name}.levels.{level}"
+            sections[key] = settings
+            config = train_config(start, settings, f"{source}: {key}")
+            for other, same in configs.items():
+                if same == repr(config):
+                    raise InputError(
+                        f"{source}: {key}: the same settings as level {other!r}; a factor's "
+                        "levels must differ"
+                    )
+            configs[level] = repr(config)
+            for setting in settings:
+                for taken, by in owner.items():
+                    if by != name and _overlap(setting, taken):
+                        raise InputError(
+                            f"{source}: {key}: {setting} is also set by factor {by!r}; one would "
+                            "hide the other"
+                        )
+                owner[setting] = name
+    for name, variant in ablation.variants.items():
+        key = f"variants.{name}.set"
+        sections[key] = variant.set
+        train_config(start, variant.set, f"{source}: {key}")
+    for key, settings in sections.items():
+        for setting, value in settings.items():
+            if setting == "seed":
+                remedy = "use 'seeds', or a variant's 'seed'"
+                raise InputError(
+                    f"{source}: {key}.seed: the seed is no setting of an arm; {remedy}"
+                )
+            if isinstance(value, dict):
+                inner = ", ".join(f"{setting}.{name}" for name in value)
+                raise InputError(
+                    f"{source}: {key}.{setting}: expected a single value; write dotted keys "
+                    f"({inner})"
+                )
+    from_mapping(
+        EvaluateConfig, {**ablation.evaluate, "prompt": "think"}, source=source, key="evaluate"
+    )
+
+
+def _overlap(one: str, other: str) -> bool:
+    return one == other or one.startswith(f"{other}.") or other.startswith(f"{one}.")

@@ -1,0 +1,98 @@
+"""Stop a sweep: ``python -m harness.cancel DIR``. What is done stays done."""
+
+import dataclasses
+import os
+import signal
+import time
+from pathlib import Path
+
+from jsonargparse import ArgumentParser
+
+from harness import process
+from harness.cli import run_command
+from harness.graph import read_plan
+from harness.store import Status, Store
+
+WAIT_S = 30.0
+
+
+def cancel(store: Store, *, gone: bool = False) -> list[str]:
+    """Stop the launcher and every running stage, and wait for them; the stages it stopped.
+
+    ``gone`` also gives up stages on machines that cannot be seen from here. Raises InputError when
+    there is no sweep.
+    """
+    plan = read_plan(store.plan_file)
+    launcher = store.launcher_process()
+    before = {stage: store.status(stage) for stage in plan.stages}
+    active = [s for s, status in before.items() if status.state in ("submitted", "running")]
+    deadline = time.monotonic() + WAIT_S
+    if launcher and process.liveness(launcher) == "alive":
+        os.kill(launcher["pid"], signal.SIGTERM)
+        while process.liveness(launcher) == "alive" and time.monotonic() < deadline:
+            time.sleep(0.1)
+    stopped = []
+    for stage in active:
+        status = store.status(stage)
+        if status.state == "running":
+            _stop(status, deadline)
+            status = store.status(stage)
+        if status.state in ("submitted", "running"):
+            alive = process.liveness(status.process) if status.process else "dead"
+            if alive == "dead" or (alive == "unknown" and gone):
+                _write_cancelled(store, status)
+                status = store.status(stage)
+        if status.state == "cancelled":
+            stopped.append(stage)
+    return stopped
+
+
+def _stop(status: Status, deadline: float) -> None:
+    if status.process is None or process.liveness(status.process) != "alive":
+        return
+    os.kill(status.process["pid"], signal.SIGTERM)
+    while process.liveness(status.process) == "alive" and time.monotonic() < deadline:
+        time.sleep(0.1)
+
+
+def _write_cancelled(store: Store, status: Status) -> None:
+    store.write_status(
+        dataclasses.replace(
+            status,
+            state="cancelled",
+            ended=status.heartbeat or time.time(),
+            error={"class": "Cancelled", "message": "told to stop"},
+        )
+    )
+    store.event("cancelled", stage=status.stage)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Exit code 0 when nothing of the sweep runs any more, 1 when something may."""
+    parser = ArgumentParser(
+        prog="python -m harness.cancel", description="Stop a sweep; what is done stays done."
+    )
+    parser.add_argument("dir", type=str, help="The sweep's folder, e.g. runs/full.")
+    parser.add_argument(
+        "--gone",
+        action="store_true",
+        help="Also give up stages on machines that cannot be seen from here: say so only when "
+        "those machines are gone.",
+    )
+    options = parser.parse_args(arguments)
+
+    def command() -> int:
+        store = Store(Path(options.dir))
+        stopped = cancel(store, gone=options.gone)
+        print(f"stopped {len(stopped)} stages" + "".join(f"\n  {stage}" for stage in stopped))
+        plan = read_plan(store.plan_file)
+        left = [s for s in plan.stages if store.status(s).state in ("submitted", "running")]
+        for stage in left:
+            print(f"still running, or not to be seen from here: {stage}")
+        return 1 if left else 0
+
+    return run_command(command)
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

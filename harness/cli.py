@@ -1,0 +1,64 @@
+"""What every command of the harness shares: exit codes."""
+
+import sys
+from collections.abc import Callable
+
+from jsonargparse import ArgumentParser
+
+from harness.ablation import parse_override
+from observe.errors import InputError
+
+
+def run_command(command: Callable[[], int]) -> int:
+    """Run a command and return its exit code; bad input is said in one line, with code 2."""
+    try:
+        return command()
+    except InputError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except BrokenPipeError:  # The reader of a pipe has seen enough.
+        sys.stderr.close()
+        return 0
+
+
+def add_ablation_arguments(parser: ArgumentParser) -> None:
+    """FILE, --out, --seeds, --set and --jobs, as sweep and plan have them."""
+    parser.add_argument("file", type=str, help="The ablation file, e.g. ablations/full.yaml.")
+    parser.add_argument(
+        "--out", type=str, default="runs", help="Folder of all sweeps; this one's is OUT/<name>."
+    )
+    parser.add_argument(
+        "--seeds",
+        type=str,
+        default=None,
+        help="Seeds instead of the file's, with commas: 0,1,2. Every cell is run with each.",
+    )
+    parser.add_argument(
+        "--set",
+        type=str,
+        nargs="+",
+        action="extend",
+        default=[],
+        metavar="KEY=VALUE",
+        help="Change keys of the ablation file (evaluate.limit=50) or training settings of every "
+        "arm (data.size=240).",
+    )
+    parser.add_argument(
+        "--jobs",
+        type=int,
+        default=None,
+        help="Stages at a time at most; by default as many as have the cores they ask for.",
+    )
+
+
+def overrides_of(seeds: str | None, settings: list[str]) -> dict[str, object]:
+    """What --seeds and --set change in the ablation file."""
+    overrides = dict(parse_override(text) for text in settings)
+    if seeds is not None:
+        try:
+            overrides["seeds"] = [int(seed) for seed in seeds.split(",")]
+        except ValueError:
+            raise InputError(
+                f"--seeds {seeds}: expected integers with commas, e.g. 0,1,2"
+            ) from None
+    return overrides

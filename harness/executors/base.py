@@ -1,0 +1,59 @@
+"""What the dispatcher asks of a place where stages run."""
+
+import dataclasses
+from typing import Protocol
+
+from harness.job import Task
+from harness.process import Liveness
+from harness.store import Status
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Ended:
+    """A stage that its executor no longer runs. What became of it stands in its status."""
+
+    id: str
+    """The stage's id."""
+    detail: str
+    """How its process ended, for when the status does not say."""
+
+
+class Executor(Protocol):
+    """Runs stages. Every implementation passes ``tests/harness/test_executors.py``.
+
+    An executor knows nothing of plans, retries or dependencies; and it says that a stage ended
+    only when it knows, never because it could not find out.
+    """
+
+    name: str
+
+    def room(self, task: Task) -> bool:
+        """Whether the stage could start now."""
+        ...
+
+    def submit(self, task: Task) -> None:
+        """Start the stage, or queue it. Its folder exists."""
+        ...
+
+    def attach(self, task: Task, status: Status) -> Liveness:
+        """Take up a stage that an earlier launcher submitted.
+
+        When it is alive, ``poll`` will say when it ends.
+        """
+        ...
+
+    def poll(self, timeout_s: float) -> list[Ended]:
+        """Stages that ended; waits at most this long for the first."""
+        ...
+
+    def cancel(self) -> None:
+        """Ask everything that runs to stop; ``poll`` says when it has."""
+        ...
+
+    def kill(self) -> None:
+        """Stop everything at once; ``poll`` says what ended."""
+        ...
+
+    def close(self) -> None:
+        """Let go of all resources; nothing runs any more."""
+        ...

@@ -1,0 +1,273 @@
+"""From an ablation's cells to the graph of stages that gives their results.
+
+A stage's id is its kind and a hash of everything that can change its result, so that equal stages
+are the same stage: run once, shared by all arms that need it, and found again by a later sweep.
+"""
+
+import dataclasses
+import hashlib
+import json
+from pathlib import Path
+from typing import Any, Literal
+
+from benchmarks.config import EvaluateConfig
+from harness import design
+from harness.ablation import Ablation, Levels, Resources, train_config
+from harness.fingerprint import fingerprint_model, fingerprint_questions
+from harness.store import write_atomically
+from observe.config import EMBEDDED, TrainConfig, from_mapping, to_mapping
+from observe.errors import InputError
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Kind:
+    """What runs the stages of a kind."""
+
+    function: str
+    """``module:function``, imported only by the job."""
+    version: int
+    """Raised when the results change for the same config."""
+
+
+KINDS: dict[str, Kind] = {
+    "base": Kind(function="observe.base:stage", version=1),
+    "ladder": Kind(function="observe.data.ladder:stage", version=1),
+    "train": Kind(function="observe.train:stage", version=1),
+    "evaluate": Kind(function="benchmarks.evaluate:stage", version=1),
+}
+"""The stage kinds, in the order of the pipeline."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Stage:
+    """One unit of work."""
+
+    id: str
+    """``<kind>-<16 hex>``."""
+    kind: str
+    """base, ladder, train or evaluate."""
+    config: dict[str, Any]
+    """The stage's config, fully resolved."""
+    consumes: dict[str, str]
+    """Role -> id of the stage whose folder it reads."""
+    resources: Resources
+    """What it occupies while it runs."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Run:
+    """One row of results: a trained arm with a seed, or the untrained base under a prompt."""
+
+    run: str
+    """Its id in the result tables."""
+    arm: str
+    """The arm's name."""
+    kind: Literal["cell", "variant", "base"]
+    """A cell of the design, an extra arm, or the base."""
+    seed: int
+    """Seed of the training run (of a base: 0)."""
+    levels: Levels
+    """The level of every factor; empty for a base."""
+    prompt: str
+    """The prompt it is evaluated under."""
+    config: dict[str, Any] | None
+    """The resolved training config; None for a base."""
+    stages: dict[str, str]
+    """Kind -> id of the stages that make it."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Plan:
+    """All runs of a sweep and the stages they need."""
+
+    name: str
+    """The sweep's name."""
+    reference_arm: str
+    """The arm that the others are compared with."""
+    runs: list[Run]
+    """Bases first, then the design's cells, then the variants."""
+    stages: dict[str, Stage]
+    """Id -> stage; a stage comes after what it consumes."""
+
+
+def make_plan(ablation: Ablation, start: dict[str, Any]) -> Plan:
+    """The plan of an ablation (``harness.ablation.load_ablation``). Raises InputError."""
+    builder = _Builder(ablation)
+    trained = [
+        builder.trained(cell, train_config(start, {**cell.overrides, "seed": cell.seed}, cell.arm))
+        for cell in design.cells(ablation) + design.variants(ablation)
+    ]
+    names = [(run.arm, run.kind) for run in trained]
+    for name, kind in names:
+        if kind == "variant" and (name, "cell") in names:
+            raise InputError(
+                f"{ablation.name}: variants.{name}: an arm of the design has this name; rename it"
+            )
+    known = {run.arm for run in trained} | {run.arm for run in builder.bases}
+    for i, contrast in enumerate(ablation.report.planned_contrasts):
+        for key in ("arm", "against"):
+            if getattr(contrast, key) not in known:
+                raise InputError(
+                    f"{ablation.name}: report.planned_contrasts[{i}].{key}: unknown arm "
+                    f"{getattr(contrast, key)!r}; arms: {', '.join(sorted(known))}"
+                )
+    return Plan(
+        name=ablation.name,
+        reference_arm=design.reference_arm(ablation),
+        runs=builder.bases + trained,
+        stages=builder.stages,
+    )
+
+
+class _Builder:
+    """Collects stages, each once."""
+
+    def __init__(self, ablation: Ablation) -> None:
+        self.stages: dict[str, Stage] = {}
+        self.bases: list[Run] = []
+        self._evaluate = ablation.evaluate
+        self._resources = ablation.resources
+
+    def trained(self, cell: design.Cell, config: TrainConfig) -> Run:
+        mapping = to_mapping(config)
+        stages, model = {}, {}
+        if config.model.path == EMBEDDED:
+            stages["base"] = self._add("base", mapping["model"]["base"], {})
+            model = {"model": stages["base"]}
+        if _needs_ladder(config):
+            ladder = {
+                "ladder": mapping["data"]["ladder"],
+                "model": None if model else config.model.path,
+                "source": config.data.source,
+            }
+            stages["ladder"] = self._add("ladder", ladder, model)
+        own = json.loads(json.dumps(mapping))
+        del own["model"]["base"], own["data"]["ladder"]
+        self._base(config, model)
+        consumed = {role: stages[role] for role in ("ladder",) if role in stages}
+        stages["train"] = self._add("train", own, {**model, **consumed})
+        stages["evaluate"] = self._add_evaluation(config, {"model": stages["train"]})
+        return Run(
+            run=f"{cell.arm}/seed{cell.seed}",
+            arm=cell.arm,
+            kind=cell.kind,
+            seed=cell.seed,
+            levels=cell.levels,
+            prompt=config.prompt,
+            config=mapping,
+            stages=stages,
+        )
+
+    def _base(self, config: TrainConfig, model: dict[str, str]) -> None:
+        """The untrained base under the arm's prompt, unless it is there."""
+        evaluation = self._add_evaluation(config, model)
+        if any(base.stages["evaluate"] == evaluation for base in self.bases):
+            return
+        arm = f"base/{config.prompt}"
+        if any(base.arm == arm for base in self.bases):  # Arms that start from another model.
+            arm += f"/{evaluation.removeprefix('evaluate-')[:8]}"
+        self.bases.append(
+            Run(
+                run=arm,
+                arm=arm,
+                kind="base",
+                seed=0,
+                levels={},
+                prompt=config.prompt,
+                config=None,
+                stages={**({"base": model["model"]} if model else {}), "evaluate": evaluation},
+            )
+        )
+
+    def _add_evaluation(self, config: TrainConfig, model: dict[str, str]) -> str:
+        mapping = {**self._evaluate, "prompt": config.prompt}
+        evaluate = to_mapping(from_mapping(EvaluateConfig, mapping, source="evaluate"))
+        return self._add(
+            "evaluate", {**evaluate, "model": None if model else config.model.path}, model
+        )
+
+    def _add(self, kind: str, config: dict[str, Any], consumes: dict[str, str]) -> str:
+        resources: Resources = getattr(self._resources, kind)
+        stage = Stage(
+            id=stage_id(kind, config, consumes, resources.cpus),
+            kind=kind,
+            config=config,
+            consumes=consumes,
+            resources=resources,
+        )
+        self.stages.setdefault(stage.id, stage)
+        return stage.id
+
+
+def stage_id(kind: str, config: dict[str, Any], consumes: dict[str, str], cpus: int) -> str:
+    """``<kind>-<16 hex>`` from everything that can change the stage's result.
+
+    Paths of models and question files count by their content, wherever they lie. Left out: output
+    folders, number of workers, logging.
+    """
+    described = {
+        "kind": kind,
+        "version": KINDS[kind].version,
+        "config": _by_content(config),
+        "consumes": consumes,
+        "cpus": cpus,
+    }
+    canonical = json.dumps(described, sort_keys=True, separators=(",", ":"), allow_nan=False)
+    return f"{kind}-{hashlib.sha256(canonical.encode()).hexdigest()[:16]}"
+
+
+def _needs_ladder(config: TrainConfig) -> bool:
+    bonus = config.reward.bonus
+    return (
+        config.data.selection == "ladder"
+        or config.data.order != "shuffled"
+        or (bonus.weight > 0 and bonus.min_length is None and bonus.min_length_quantile is not None)
+    )
+
+
+def _by_content(config: dict[str, Any]) -> dict[str, Any]:
+    """The config with paths replaced by fingerprints of what they name."""
+
+    def replaced(mapping: dict[str, Any], key: str, fingerprint: Any) -> dict[str, Any]:
+        path = mapping.get(key)
+        named = isinstance(path, str) and path != EMBEDDED and Path(path).exists()
+        return {**mapping, key: fingerprint(Path(path))} if named else mapping
+
+    config = replaced(replaced(config, "model", fingerprint_model), "source", fingerprint_questions)
+    for section, key, fingerprint in (
+        ("model", "path", fingerprint_model),
+        ("data", "source", fingerprint_questions),
+    ):
+        if isinstance(config.get(section), dict):
+            config = {**config, section: replaced(config[section], key, fingerprint)}
+    return config
+
+
+def write_plan(plan: Plan, path: Path) -> None:
+    """Write ``plan.json``."""
+    content = {
+        "name": plan.name,
+        "reference_arm": plan.reference_arm,
+        "cells": [dataclasses.asdict(run) for run in plan.runs],
+        "stages": [dataclasses.asdict(stage) for stage in plan.stages.values()],
+    }
+    write_atomically(path, json.dumps(content, indent=1, ensure_ascii=False))
+
+
+def read_plan(path: Path) -> Plan:
+    """Read ``plan.json``. Raises InputError when there is none."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        return Plan(
+            name=content["name"],
+            reference_arm=content["reference_arm"],
+            runs=[Run(**run) for run in content["cells"]],
+            stages={
+                stage["id"]: Stage(**{**stage, "resources": Resources(**stage["resources"])})
+                for stage in content["stages"]
+            },
+        )
+    except FileNotFoundError:
+        raise InputError(f"{path.parent}: no sweep here (no {path.name})") from None
+    except (ValueError, KeyError, TypeError) as error:
+        raise InputError(f"{path}: not a plan ({error}); run the sweep again to write it") from None

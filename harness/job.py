@@ -1,0 +1,214 @@
+"""One stage, run in this process: the same for every executor.
+
+The job keeps its own ``status.json``, so that what became of it is known even when whoever
+launched it is gone.
+"""
+
+import contextlib
+import dataclasses
+import importlib
+import os
+import signal
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from harness import process
+from harness.store import State, Store
+from observe.errors import InputError
+
+HEARTBEAT_S = 5.0
+PROGRESS_S = 1.0
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Task:
+    """A stage as an executor gets it: plain values only, so that it travels as JSON."""
+
+    id: str
+    """The stage's id."""
+    function: str
+    """``module:function`` of the stage."""
+    config: dict[str, Any]
+    """The stage's config."""
+    inputs: dict[str, str]
+    """Role -> id of a consumed, finished stage."""
+    directory: str
+    """The sweep's folder."""
+    attempt: int
+    """1 for the first start."""
+    cpus: int = 1
+    """Threads of torch, and cores it occupies."""
+    gpus: int = 0
+    """GPUs it occupies."""
+    mem_gb: float = 0.0
+    """Memory it occupies in gigabytes."""
+    code: str | None = None
+    """Commit of the code."""
+
+
+class Cancelled(BaseException):
+    """The job was told to stop. Not an Exception, so that no stage swallows it."""
+
+
+def run(task: Task, *, executor: str, job: str) -> State:
+    """Run the stage, write its result and status, and return the state it ended in.
+
+    SIGTERM and SIGINT raise Cancelled in the stage; the stage's own exceptions are recorded (class
+    and message in the status, trace in ``log.txt``), not raised.
+    """
+    store = Store(Path(task.directory))
+    if store.status(task.id).attempt != task.attempt:
+        return "cancelled"  # A later launcher has taken over.
+    status = _LiveStatus(store, task, executor, job)
+    state: State
+    error: dict[str, str] | None = None
+    with _log(store.log(task.id)), status.beating(), _interruptible() as interruption:
+        try:
+            interruption.armed = True
+            result = _call(task, store, status.progress)
+            interruption.armed = False
+            store.write_result(task.id, result)
+            state = "done"
+        except Cancelled:
+            interruption.armed = False
+            print("cancelled", file=sys.stderr)
+            state, error = "cancelled", {"class": "Cancelled", "message": "told to stop"}
+        except InputError as cause:
+            interruption.armed = False
+            print(f"error: {cause}", file=sys.stderr)
+            state, error = "failed", {"class": "InputError", "message": str(cause)}
+        except (Exception, SystemExit) as cause:
+            interruption.armed = False
+            traceback.print_exc()
+            state, error = "failed", {"class": type(cause).__name__, "message": str(cause)}
+        status.end(state, error)
+    store.event(state, stage=task.id, attempt=task.attempt, **(error or {}))
+    return state
+
+
+def _call(task: Task, store: Store, progress: Callable[[int, int, str], None]) -> dict[str, Any]:
+    module, _, name = task.function.partition(":")
+    function = getattr(importlib.import_module(module), name)
+    # The thread count changes floating-point results; a warm process may have had another.
+    if torch := sys.modules.get("torch"):
+        torch.set_num_threads(task.cpus)
+    inputs = {role: store.folder(stage) for role, stage in task.inputs.items()}
+    return function(task.config, store.folder(task.id), inputs, progress)
+
+
+class _LiveStatus:
+    """The status of the running stage, rewritten as it goes on."""
+
+    def __init__(self, store: Store, task: Task, executor: str, job: str) -> None:
+        self._store = store
+        self._lock = threading.Lock()
+        self._written = 0.0
+        now = time.time()
+        self._status = dataclasses.replace(
+            store.status(task.id),
+            state="running",
+            attempt=task.attempt,
+            executor=executor,
+            job=job,
+            process=process.identity(),
+            started=now,
+            heartbeat=now,
+            ended=None,
+            error=None,
+            code=task.code,
+        )
+        store.write_status(self._status)
+        store.event("running", stage=task.id, attempt=task.attempt, job=job)
+
+    def progress(self, done: int, total: int, message: str = "") -> None:
+        """Note how far the stage is."""
+        progress = {"done": int(done), "total": int(total), "message": str(message)}
+        self._update(progress=progress)
+
+    def end(self, state: State, error: dict[str, str] | None) -> None:
+        with self._lock:
+            self._status = dataclasses.replace(
+                self._status, state=state, error=error, ended=time.time()
+            )
+            self._store.write_status(self._status)
+
+    @contextlib.contextmanager
+    def beating(self) -> Iterator[None]:
+        """Renew the sign of life in the background."""
+        stop = threading.Event()
+
+        def beat() -> None:
+            while not stop.wait(HEARTBEAT_S):
+                self._update()
+
+        thread = threading.Thread(target=beat, daemon=True)
+        thread.start()
+        try:
+            yield
+        finally:
+            stop.set()
+            thread.join()
+
+    def _update(self, **changes: Any) -> None:
+        now = time.time()
+        with self._lock:
+            self._status = dataclasses.replace(self._status, heartbeat=now, **changes)
+            if self._status.state == "running" and now - self._written >= PROGRESS_S:
+                self._written = now
+                self._store.write_status(self._status, durable=False)
+
+
+@contextlib.contextmanager
+def _log(path: Path) -> Iterator[None]:
+    """Send stdout and stderr, of this process and of what it starts, to the end of a file."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    kept = [os.dup(1), os.dup(2)]
+    handle = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o666)
+    os.dup2(handle, 1)
+    os.dup2(handle, 2)
+    os.close(handle)
+    stdout = open(1, "w", encoding="utf-8", buffering=1, closefd=False)  # noqa: SIM115
+    stderr = open(2, "w", encoding="utf-8", buffering=1, closefd=False)  # noqa: SIM115
+    try:
+        with contextlib.redirect_stdout(stdout), contextlib.redirect_stderr(stderr):
+            yield
+    finally:
+        stdout.close()
+        stderr.close()
+        os.dup2(kept[0], 1)
+        os.dup2(kept[1], 2)
+        os.close(kept[0])
+        os.close(kept[1])
+
+
+class _Interruption:
+    armed = False
+
+
+@contextlib.contextmanager
+def _interruptible() -> Iterator[_Interruption]:
+    """SIGTERM and SIGINT raise Cancelled while armed; whoever handled them before still hears."""
+    interruption = _Interruption()
+    previous: dict[int, Any] = {}
+
+    def stop(number: int, frame: Any) -> None:
+        if callable(previous[number]) and previous[number] is not signal.default_int_handler:
+            previous[number](number, frame)
+        if interruption.armed:
+            interruption.armed = False
+            raise Cancelled
+
+    for number in (signal.SIGTERM, signal.SIGINT):
+        previous[number] = signal.getsignal(number)
+        signal.signal(number, stop)
+    try:
+        yield interruption
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)

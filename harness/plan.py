@@ -1,0 +1,113 @@
+"""A plan in words: ``python -m harness.plan FILE``."""
+
+import os
+from collections import Counter
+from pathlib import Path
+
+from jsonargparse import ArgumentParser, Namespace
+
+from harness import cli
+from harness.ablation import Ablation, load_ablation
+from harness.estimate import Estimate, duration, estimate, known_statuses
+from harness.graph import KINDS, Plan, Run, make_plan
+from harness.store import Store
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Print what a sweep would do; run and write nothing."""
+    parser = ArgumentParser(
+        prog="python -m harness.plan", description="Print what a sweep would do; run nothing."
+    )
+    cli.add_ablation_arguments(parser)
+    options = parser.parse_args(arguments)
+    return cli.run_command(lambda: _print(options))
+
+
+def _print(options: Namespace) -> int:
+    overrides = cli.overrides_of(options.seeds, options.set)
+    ablation, start = load_ablation(Path(options.file), overrides)
+    plan = make_plan(ablation, start)
+    print(describe(plan, ablation, Store(Path(options.out) / plan.name), jobs=options.jobs))
+    return 0
+
+
+def describe(plan: Plan, ablation: Ablation, store: Store, *, jobs: int | None) -> str:
+    """The arms as differences from the reference, the stages, and what they will take."""
+    statuses = known_statuses(plan, store)
+    done = {stage for stage, status in statuses.items() if status.state == "done"}
+    cost = estimate(plan, statuses, cores=len(os.sched_getaffinity(0)), jobs=jobs)
+    cells = [run for run in plan.runs if run.kind == "cell"]
+    variants = [run for run in plan.runs if run.kind == "variant"]
+    bases = [run for run in plan.runs if run.kind == "base"]
+    seeds = len(ablation.seeds)
+    arms = list(dict.fromkeys(run.arm for run in cells))
+    reference = next(run for run in cells if run.arm == plan.reference_arm)
+    lines = [
+        f"{plan.name}: {ablation.design} over {', '.join(ablation.factors)}",
+        f"  {len(arms)} arms x {seeds} seed{'s' * (seeds > 1)} + {len(variants)} variant runs"
+        f" + {len(bases)} evaluations of the untrained base",
+        f"  recipe {ablation.recipe}, reference {plan.reference_arm}",
+        "",
+        "arms, as differences from the reference:",
+    ]
+    width = max(len(run.arm) for run in plan.runs)
+    shown = set()
+    for run in [*cells, *variants]:
+        if run.arm in shown:
+            continue
+        shown.add(run.arm)
+        trained = [other for other in plan.runs if other.arm == run.arm]
+        finished = sum(set(other.stages.values()) <= done for other in trained)
+        state = f"  [{finished} of {len(trained)} done]" if finished else ""
+        lines.append(f"  {run.arm:<{width}}  {_difference(run, reference)}{state}")
+    lines += ["", *_stages(plan, done, cost)]
+    return "\n".join(lines)
+
+
+def _difference(run: Run, reference: Run) -> str:
+    if run.arm == reference.arm:
+        return "the reference"
+    parts = [
+        f"{factor} {level}"
+        for factor, level in run.levels.items()
+        if level != reference.levels[factor]
+    ]
+    if run.kind == "variant":
+        own, other = _flat(run.config or {}), _flat(reference.config or {})
+        if not parts:
+            parts = [f"{key} {other[key]} -> {own[key]}" for key in own if own[key] != other[key]]
+    return ", ".join(parts) or "the same settings"
+
+
+def _flat(mapping: dict[str, object], prefix: str = "") -> dict[str, object]:
+    flat: dict[str, object] = {}
+    for key, value in mapping.items():
+        if isinstance(value, dict):
+            flat |= _flat(value, f"{prefix}{key}.")
+        else:
+            flat[f"{prefix}{key}"] = value
+    return flat
+
+
+def _stages(plan: Plan, done: set[str], cost: Estimate) -> list[str]:
+    counts = Counter(stage.kind for stage in plan.stages.values())
+    finished = Counter(stage.kind for stage in plan.stages.values() if stage.id in done)
+    lines = ["stages (equal ones are run once):"]
+    for kind in KINDS:
+        if not counts[kind]:
+            continue
+        source = "measured here" if cost.measured[kind] else "from resources"
+        lines.append(
+            f"  {kind:<9} {counts[kind]:>4}, {finished[kind]} done;"
+            f" {duration(cost.stage_seconds[kind])} each ({source})"
+        )
+    if len(done) == len(plan.stages):
+        lines.append("nothing left to run")
+    else:
+        gpu = f", {cost.gpu_hours:.1f} GPU hours" if cost.gpu_hours else ""
+        lines.append(f"expected: about {duration(cost.seconds)} on this machine{gpu}")
+    return lines
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

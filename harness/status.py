@@ -1,0 +1,110 @@
+"""How a sweep stands: ``python -m harness.status DIR``."""
+
+import dataclasses
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+from jsonargparse import ArgumentParser
+
+from harness import process
+from harness.cli import run_command
+from harness.estimate import duration, estimate
+from harness.graph import Plan, read_plan
+from harness.store import Status, Store
+from observe.errors import InputError
+
+
+def sweep_status(store: Store) -> dict[str, Any]:
+    """The sweep's state as plain values: launcher, stages with what is known of them, time left.
+
+    A stage that says running while its process is dead is ``interrupted``; one whose process
+    cannot be seen from here, or whose status cannot be read, is ``unknown``. Raises InputError
+    when there is no sweep.
+    """
+    plan = read_plan(store.plan_file)
+    stages, readable = [], {}
+    for stage in plan.stages.values():
+        entry: dict[str, Any] = {
+            "stage": stage.id,
+            "kind": stage.kind,
+            "runs": _runs(plan, stage.id),
+        }
+        try:
+            status = store.status(stage.id)
+        except InputError as error:
+            entry |= {"state": "unknown", "error": {"class": "InputError", "message": str(error)}}
+            status = Status(stage=stage.id)
+        else:
+            entry |= dataclasses.asdict(status) | {"state": _state(status)}
+            entry |= {"seconds": round(status.seconds, 3), "log": str(store.log(stage.id))}
+        readable[stage.id] = status
+        stages.append(entry)
+    launcher = store.launcher_process()
+    cost = estimate(plan, readable, cores=len(os.sched_getaffinity(0)), jobs=None)
+    return {
+        "name": plan.name,
+        "directory": str(store.directory),
+        "launcher": process.liveness(launcher) if launcher else "none",
+        "expected_seconds": round(cost.seconds, 1),
+        "stages": stages,
+    }
+
+
+def _state(status: Status) -> str:
+    if status.state != "running":
+        return status.state
+    alive = process.liveness(status.process)
+    return {"alive": "running", "dead": "interrupted", "unknown": "unknown"}[alive]
+
+
+def _runs(plan: Plan, stage: str) -> list[str]:
+    return [run.run for run in plan.runs if stage in run.stages.values()]
+
+
+def describe_status(status: dict[str, Any]) -> str:
+    """The status for people."""
+    lines = [f"{status['name']} in {status['directory']}; launcher: {status['launcher']}"]
+    kinds = list(dict.fromkeys(stage["kind"] for stage in status["stages"]))
+    for kind in kinds:
+        states = [stage["state"] for stage in status["stages"] if stage["kind"] == kind]
+        counts = ", ".join(f"{states.count(s)} {s}" for s in dict.fromkeys(sorted(states)))
+        lines.append(f"  {kind:<9} {counts}")
+    for stage in status["stages"]:
+        runs = stage["runs"]
+        whose = runs[0] if len(runs) == 1 else f"{len(runs)} runs"
+        if stage["state"] in ("running", "interrupted", "unknown"):
+            progress = stage.get("progress") or {}
+            share = (
+                f"{progress['done']}/{progress['total']} {progress['message']}" if progress else ""
+            )
+            lines.append(f"  {stage['state']}: {stage['stage']} ({whose}) {share}".rstrip())
+        if stage["state"] in ("failed", "cancelled", "unknown") and stage.get("error"):
+            error = stage["error"]
+            lines.append(f"  {stage['state']}: {stage['stage']} ({whose})")
+            lines.append(f"    {error['class']}: {error['message']}")
+            if error["class"] not in ("Blocked", "InputError"):
+                lines.append(f"    see {stage['log']}")
+    if status["expected_seconds"]:
+        lines.append(f"about {duration(status['expected_seconds'])} of work left")
+    return "\n".join(lines)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Exit code 0 when all is done, 1 when something is not, 2 for bad input."""
+    parser = ArgumentParser(prog="python -m harness.status", description="Show how a sweep stands.")
+    parser.add_argument("dir", type=str, help="The sweep's folder, e.g. runs/full.")
+    parser.add_argument("--json", action="store_true", help="Print everything as JSON.")
+    options = parser.parse_args(arguments)
+
+    def command() -> int:
+        status = sweep_status(Store(Path(options.dir)))
+        print(json.dumps(status, indent=1) if options.json else describe_status(status))
+        return 0 if all(stage["state"] == "done" for stage in status["stages"]) else 1
+
+    return run_command(command)
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

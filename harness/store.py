@@ -1,0 +1,207 @@
+"""The folder of a sweep: everything needed to go on after any process has died.
+
+``sweep.yaml`` (the question, resolved), ``plan.json``, ``events.jsonl`` (append-only history),
+``stages/<id>/`` with ``config.yaml``, ``status.json`` (the truth about a stage, written by the job
+itself), ``log.txt``, ``result.json`` and whatever the stage writes; then ``results/`` and
+``report/``.
+"""
+
+import contextlib
+import dataclasses
+import fcntl
+import io
+import json
+import os
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+from ruamel.yaml import YAML
+
+from harness import process
+from observe.errors import InputError
+
+State = Literal["pending", "submitted", "running", "done", "failed", "cancelled"]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Status:
+    """What is known of a stage (``status.json``). Times are seconds since the epoch."""
+
+    stage: str
+    """The stage's id."""
+    state: State = "pending"
+    """pending, submitted (given to an executor), running, done, failed or cancelled."""
+    attempt: int = 0
+    """How often it was started."""
+    executor: str | None = None
+    """local, inline, ..."""
+    job: str | None = None
+    """The executor's name for the job: what its own tools know it by."""
+    process: dict[str, Any] | None = None
+    """Identity of the process that runs it (``harness.process.identity``)."""
+    submitted: float | None = None
+    """When it was given to the executor."""
+    started: float | None = None
+    """When this attempt started."""
+    heartbeat: float | None = None
+    """Last sign of life."""
+    ended: float | None = None
+    """When it was done, failed or cancelled."""
+    earlier_seconds: float = 0.0
+    """Seconds that interrupted attempts had worked for; a resumed stage goes on from there."""
+    progress: dict[str, Any] | None = None
+    """done, total and message, as the stage reports them."""
+    error: dict[str, str] | None = None
+    """class and message of what ended it."""
+    code: str | None = None
+    """Commit of the code that ran it, with ``+dirty`` for uncommitted changes."""
+
+    @property
+    def seconds(self) -> float:
+        """Seconds worked, over all attempts of the present run."""
+        until = self.ended or self.heartbeat
+        return self.earlier_seconds + (until - self.started if until and self.started else 0.0)
+
+
+class Store:
+    """A sweep's folder."""
+
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
+        self.plan_file = directory / "plan.json"
+        self.sweep_file = directory / "sweep.yaml"
+        self.results = directory / "results"
+        self.report = directory / "report"
+
+    def folder(self, stage: str) -> Path:
+        """The stage's own folder."""
+        return self.directory / "stages" / stage
+
+    def log(self, stage: str) -> Path:
+        """What the stage printed."""
+        return self.folder(stage) / "log.txt"
+
+    def status(self, stage: str) -> Status:
+        """The stage's status; pending when it was never submitted.
+
+        Raises InputError when the file is there and cannot be understood: that is neither done
+        nor safe to run again.
+        """
+        path = self.folder(stage) / "status.json"
+        try:
+            text = path.read_text(encoding="utf-8")
+        except FileNotFoundError:
+            return Status(stage=stage)
+        try:
+            status = Status(**json.loads(text))
+            if status.state not in get_args(State):
+                raise ValueError(f"state {status.state!r}")
+            if status.stage != stage:
+                raise ValueError(f"it belongs to stage {status.stage!r}")
+        except (TypeError, ValueError) as error:
+            raise InputError(
+                f"{path}: not a stage's status ({error}); delete the folder {path.parent} to run "
+                "this stage again"
+            ) from None
+        return status
+
+    def write_status(self, status: Status, *, durable: bool = True) -> None:
+        """Replace the stage's status atomically; ``durable`` also waits for the disk."""
+        path = self.folder(status.stage) / "status.json"
+        write_atomically(path, _json(dataclasses.asdict(status), indent=1), durable=durable)
+
+    def write_result(self, stage: str, result: dict[str, Any]) -> None:
+        """Write what the stage returned."""
+        write_atomically(self.folder(stage) / "result.json", _json(result, indent=1))
+
+    def result(self, stage: str) -> dict[str, Any]:
+        """What a finished stage returned."""
+        return json.loads((self.folder(stage) / "result.json").read_text(encoding="utf-8"))
+
+    def event(self, event: str, **fields: Any) -> None:
+        """Append one line to ``events.jsonl``; a single write, so that writers never mix lines."""
+        line = _json({"time": round(time.time(), 3), "event": event, **fields}) + "\n"
+        path = self.directory / "events.jsonl"
+        handle = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o666)
+        try:
+            size = os.fstat(handle).st_size
+            # A machine that went down may have left half a line: it must not swallow this one.
+            torn = size > 0 and os.pread(handle, 1, size - 1) != b"\n"
+            os.write(handle, (("\n" if torn else "") + line).encode())
+        finally:
+            os.close(handle)
+
+    def events(self) -> list[dict[str, Any]]:
+        """The history, oldest first; a torn line is left out."""
+        try:
+            lines = (self.directory / "events.jsonl").read_text(encoding="utf-8").splitlines()
+        except FileNotFoundError:
+            return []
+        events = []
+        for line in lines:
+            with contextlib.suppress(ValueError):
+                events.append(json.loads(line))
+        return events
+
+    @contextlib.contextmanager
+    def launcher(self) -> Iterator[None]:
+        """Hold the folder as its one launcher; death of the process releases it.
+
+        Raises InputError when another launcher holds it.
+        """
+        self.directory.mkdir(parents=True, exist_ok=True)
+        handle = os.open(self.directory / "launcher.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC)
+        try:
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                other = self.launcher_process() or {}
+                raise InputError(
+                    f"{self.directory}: process {other.get('pid')} on {other.get('host')} is "
+                    f"running this sweep; see python -m harness.status {self.directory}"
+                ) from None
+            os.ftruncate(handle, 0)
+            os.pwrite(handle, _json(process.identity()).encode(), 0)
+            yield
+            os.ftruncate(handle, 0)
+        finally:
+            os.close(handle)
+
+    def launcher_process(self) -> dict[str, Any] | None:
+        """Identity of the launcher that holds, or was killed while it held, this folder."""
+        try:
+            return json.loads((self.directory / "launcher.lock").read_text(encoding="utf-8"))
+        except (FileNotFoundError, ValueError):
+            return None
+
+
+def write_atomically(path: Path, text: str, *, durable: bool = True) -> None:
+    """Replace a file by a rename: a reader sees the old or the new content, never a part."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    with open(temporary, "w", encoding="utf-8") as file:
+        file.write(text)
+        if durable:
+            file.flush()
+            os.fsync(file.fileno())
+    os.replace(temporary, path)
+    if durable:
+        folder = os.open(path.parent, os.O_RDONLY)
+        os.fsync(folder)
+        os.close(folder)
+
+
+def write_yaml(path: Path, mapping: dict[str, Any]) -> None:
+    """Write nested plain values as YAML 1.2, atomically."""
+    buffer = io.StringIO()
+    yaml = YAML(typ="safe", pure=True)
+    yaml.default_flow_style = False
+    yaml.sort_base_mapping_type_on_output = False  # type: ignore[assignment]
+    yaml.dump(mapping, buffer)
+    write_atomically(path, buffer.getvalue(), durable=False)
+
+
+def _json(value: Any, *, indent: int | None = None) -> str:
+    return json.dumps(value, ensure_ascii=False, indent=indent)

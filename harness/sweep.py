@@ -1,0 +1,152 @@
+"""Answer an ablation file: ``python -m harness.sweep ablations/full.yaml``.
+
+Plans, runs what is not done, collects the results and writes the report. Run again, it goes on.
+"""
+
+import json
+import os
+import shlex
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+from jsonargparse import ArgumentParser, Namespace
+
+from harness import cli, provenance
+from harness.ablation import Ablation, load_ablation, to_plain
+from harness.dispatch import Outcome, dispatch
+from harness.estimate import known_statuses
+from harness.executors.base import Executor
+from harness.executors.inline import InlineExecutor
+from harness.executors.local import LocalExecutor
+from harness.graph import KINDS, Plan, make_plan, write_plan
+from harness.plan import describe
+from harness.store import Store, write_atomically, write_yaml
+from harness.watch import Watch
+
+
+def sweep(options: Namespace, command: str) -> int:
+    """Run the command; its exit code. Raises InputError before anything is written."""
+    began = time.monotonic()
+    overrides = cli.overrides_of(options.seeds, options.set)
+    ablation, start = load_ablation(Path(options.file), overrides)
+    plan = make_plan(ablation, start)
+    store = Store(Path(options.out) / plan.name)
+    print(describe(plan, ablation, store, jobs=options.jobs), flush=True)
+    if options.dry_run:
+        return 0
+    with store.launcher():
+        outcome = _run(options, ablation, plan, store)
+        report_s = _report(plan, store, outcome, command)
+    return _summary(plan, store, outcome, time.monotonic() - began, report_s)
+
+
+def _run(options: Namespace, ablation: Ablation, plan: Plan, store: Store) -> Outcome:
+    """Record the plan and dispatch it."""
+    executor: Executor = (
+        InlineExecutor() if options.executor == "inline" else LocalExecutor(jobs=options.jobs)
+    )
+    write_yaml(store.sweep_file, to_plain(ablation))
+    write_plan(plan, store.plan_file)
+    store.event("launched", executor=executor.name, stages=len(plan.stages))
+    print(flush=True)
+    watch = Watch(plan, store, cores=len(os.sched_getaffinity(0)), jobs=options.jobs)
+    try:
+        return dispatch(
+            plan, store, executor, retries=options.retries, code=provenance.commit(), watch=watch
+        )
+    finally:
+        watch.close()
+
+
+def _report(plan: Plan, store: Store, outcome: Outcome, command: str) -> float | None:
+    """Tables and report, in processes of their own; seconds, or None when there was nothing to do.
+
+    What goes wrong there is said there, on stderr; the summary misses the report.
+    """
+    began = time.monotonic()
+    stamp = store.directory / "reported.json"
+    described = json.dumps({"plan": store.plan_file.read_text("utf-8"), "states": outcome.states})
+    finished = (store.report / "index.html").exists() and (store.results / "sweep.json").exists()
+    if not outcome.started and finished and stamp.exists() and stamp.read_text() == described:
+        return None
+    evaluated = any(outcome.states[run.stages["evaluate"]] == "done" for run in plan.runs)
+    if outcome.stopped or not evaluated:
+        return None
+    stamp.unlink(missing_ok=True)
+    (store.report / "index.html").unlink(missing_ok=True)
+    directory = str(store.directory)
+    collect = ["-m", "harness.collect", directory, "--command", command]
+    for arguments in (collect, ["-m", "reports", directory]):
+        if subprocess.run([sys.executable, *arguments], stdout=subprocess.DEVNULL).returncode == 2:
+            break
+    if (store.report / "index.html").exists():
+        write_atomically(stamp, described, durable=False)
+    return time.monotonic() - began
+
+
+def _summary(
+    plan: Plan, store: Store, outcome: Outcome, wall_s: float, report_s: float | None
+) -> int:
+    """Print what there is and what is missing; the exit code."""
+    statuses = known_statuses(plan, store)
+    print("\nseconds per part (stages that run side by side count each):")
+    for kind in KINDS:
+        stages = [statuses[s.id] for s in plan.stages.values() if s.kind == kind]
+        done = [status for status in stages if status.state == "done"]
+        if stages:
+            seconds = sum(status.seconds for status in done)
+            print(f"  {kind:<9} {seconds:8.0f} s  {len(done)} of {len(stages)} stages")
+    if report_s is not None:
+        print(f"  {'report':<9} {report_s:8.0f} s")
+    print(f"  {'wall':<9} {wall_s:8.0f} s  of this command, {outcome.started} stages started")
+    for stage, state in outcome.states.items():
+        status = statuses[stage]
+        if state in ("failed", "cancelled") and status.error:
+            if status.error["class"] in ("Blocked", "Cancelled"):
+                continue
+            print(f"{state}: {stage}: {status.error['class']}: {status.error['message']}")
+            print(f"  see {store.log(stage)}")
+    missing = [run.run for run in plan.runs if outcome.states[run.stages["evaluate"]] != "done"]
+    if missing:
+        print(f"missing: {', '.join(missing)}; run the same command again to go on")
+    failed = [statuses[stage].error for stage, state in outcome.states.items() if state == "failed"]
+    if failed and all(error and error["class"] == "InputError" for error in failed):
+        return 2
+    if not (store.report / "index.html").exists():
+        print(f"no report: python -m reports {store.directory}")
+        return 1
+    print(f"report: {store.report / 'index.html'}")
+    return 0 if outcome.complete else 1
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Exit code 0 when all is done, 1 when something failed or is missing, 2 for bad input."""
+    parser = ArgumentParser(
+        prog="python -m harness.sweep",
+        description="Plan an ablation, run what is not done, report. Run it again to go on.",
+    )
+    cli.add_ablation_arguments(parser)
+    parser.add_argument(
+        "--executor",
+        choices=["local", "inline"],
+        default="local",
+        help="local: warm worker processes on this machine. inline: one stage at a time in this "
+        "process, for debugging.",
+    )
+    parser.add_argument(
+        "--retries",
+        type=int,
+        default=2,
+        help="How often a stage is tried again whose process was killed (out of memory, ...).",
+    )
+    parser.add_argument("--dry_run", action="store_true", help="Print the plan, run nothing.")
+    options = parser.parse_args(arguments)
+    given = sys.argv[1:] if arguments is None else arguments
+    command = "python -m harness.sweep " + shlex.join(given)
+    return cli.run_command(lambda: sweep(options, command))
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,185 @@
+"""Stage functions that take milliseconds and do what a test wants to see handled.
+
+What a stage does stands in its config under ``do``; every start leaves a line in ``starts``.
+"""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from observe.errors import InputError
+
+Progress = Callable[[int, int, str], None]
+
+
+def stage(
+    config: dict[str, Any], out: Path, inputs: dict[str, Path], progress: Progress
+) -> dict[str, Any]:
+    """Do what ``config["do"]`` says."""
+    with (out / "starts").open("a") as file:
+        file.write(f"{os.getpid()}\n")
+    starts = len((out / "starts").read_text().splitlines())
+    print(f"start {starts}")
+    do = config.get("do", "succeed")
+    if do == "raise":
+        raise ValueError("a mistake of the stage")
+    if do == "exit":
+        sys.exit("the stage leaves")
+    if do == "bad_input":
+        raise InputError("questions.jsonl:3: gold: missing; add it")
+    if do == "die" or (do == "die_once" and starts == 1):
+        os.kill(os.getpid(), signal.SIGKILL)
+    if do == "die_with_child":
+        child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
+        (out / "child").write_text(str(child.pid))
+        os.kill(os.getpid(), signal.SIGKILL)
+    if do == "sleep":
+        for step in range(int(config["seconds"] * 100)):
+            progress(step, int(config["seconds"] * 100), "asleep")
+            time.sleep(0.01)
+    if do == "unwritable":
+        return {"value": object()}
+    consumed = {role: json.loads((p / "result.json").read_text()) for role, p in inputs.items()}
+    return {"config": config, "roles": sorted(consumed), "threads": os.environ["OMP_NUM_THREADS"]}
+
+
+def base(
+    config: dict[str, Any], out: Path, inputs: dict[str, Path], progress: Progress
+) -> dict[str, Any]:
+    """A base model of no weights."""
+    _started(out)
+    (out / "checkpoint").mkdir(exist_ok=True)
+    _work(progress)
+    return {"seconds": 0.1}
+
+
+def ladder(
+    config: dict[str, Any], out: Path, inputs: dict[str, Path], progress: Progress
+) -> dict[str, Any]:
+    """Ten questions in order."""
+    _started(out)
+    assert (inputs["model"] / "checkpoint").is_dir()
+    rows = [
+        {
+            "question": f"q{i}",
+            "order_index": i,
+            "difficulty": i / 10,
+            "complexity": float(i),
+            "family": "count",
+            "level": i // 5,
+            "correct": [True],
+        }
+        for i in range(10)
+    ]
+    _write(out / "ladder.jsonl", rows)
+    _work(progress)
+    return {"counts": {"kept": 10}, "seconds": 0.1}
+
+
+def train(
+    config: dict[str, Any], out: Path, inputs: dict[str, Path], progress: Progress
+) -> dict[str, Any]:
+    """A skill that follows from the config."""
+    _started(out)
+    assert (inputs["model"] / "checkpoint").is_dir()
+    weight, seed = config["reward"]["bonus"]["weight"], config["seed"]
+    skill = (
+        0.5 + 0.2 * (config["prompt"] == "observe") + 0.1 * (config["data"]["order"] != "shuffled")
+    )
+    skill += 0.01 * (seed % 7)
+    (out / "checkpoint").mkdir(exist_ok=True)
+    (out / "checkpoint" / "skill.json").write_text(json.dumps(skill))
+    rows = [
+        {
+            "step": step,
+            "samples": 8 * step,
+            "num_tokens": 100 * step,
+            "reward": skill * step / 4,
+            "note": "text",
+            "timing_s/step": time.time() % 1,
+        }
+        for step in range(1, 5)
+    ]
+    _write(out / "metrics.jsonl", rows)
+    _work(progress)
+    return {
+        "steps": 4,
+        "seconds": time.time() % 1,
+        "final_reward": skill,
+        "mechanisms": {
+            "curriculum": {"acted": config["data"]["order"] != "shuffled"},
+            "format": {"acted": True, "failure_share": 0.1},
+            "bonus": {"acted": False, "share": 0.0 if weight else None},
+            "dynamic_weights": {
+                "acted": config["weighting"]["sigma"] is not None,
+                "active_share": 1,
+            },
+        },
+    }
+
+
+def evaluate(
+    config: dict[str, Any], out: Path, inputs: dict[str, Path], progress: Progress
+) -> dict[str, Any]:
+    """Forty items in two suites; an image for the first."""
+    _started(out)
+    checkpoint = inputs["model"] / "checkpoint" / "skill.json"
+    skill = json.loads(checkpoint.read_text()) if checkpoint.exists() else 0.4
+    items, responses, questions = [], [], []
+    for suite, benchmark in (("reasoning", "iid"), ("reasoning", "ood"), ("general", "names")):
+        for i in range(20):
+            score = int((i * 7 % 20) / 20 < skill)
+            key = {"benchmark": benchmark, "item": f"{benchmark}-{i}"}
+            items.append(
+                {
+                    "suite": suite,
+                    **key,
+                    "cluster": f"scene-{i // 2}",
+                    "attempt": 0,
+                    "score": score,
+                    "score_untagged": score,
+                    "format_ok": True,
+                    "truncated": False,
+                    "response_tokens": 10 + i,
+                    "seconds": time.time() % 1,
+                }
+            )
+            responses.append({**key, "attempt": 0, "response": f"<answer>{i}</answer>"})
+            image = f"images/{benchmark}-{i}.png" if i == 0 else None
+            questions.append({**key, "question": "?", "options": [], "gold": "1", "image": image})
+        (out / "images").mkdir(exist_ok=True)
+        (out / "images" / f"{benchmark}-0.png").write_bytes(PIXEL)
+    _write(out / "items.jsonl", items)
+    _write(out / "responses.jsonl", responses)
+    _write(out / "questions.jsonl", questions)
+    _work(progress)
+    return {"items": len(items)}
+
+
+PIXEL = bytes.fromhex(
+    "89504e470d0a1a0a0000000d4948445200000001000000010806000000"
+    + "1f15c4890000000d49444154789c63f8"
+    "ffff3f0005fe02fea735819d0000000049454e44ae426082"
+)
+"""A PNG of one pixel."""
+
+
+def _started(out: Path) -> None:
+    with (out / "starts").open("a") as file:
+        file.write(f"{os.getpid()}\n")
+
+
+def _work(progress: Progress) -> None:
+    for step in range(4):
+        progress(step, 4, "working")
+        time.sleep(float(os.environ.get("FAKE_STEP_S", "0")))
+
+
+def _write(path: Path, rows: list[dict[str, Any]]) -> None:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
