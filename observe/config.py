@@ -41,7 +41,11 @@ class BaseConfig:
     """Width of the language model."""
     layers: int = 4
     """Layers of the language model."""
-    tokenizer_texts: int = 4000
+    scenes: int = 6000
+    """Pictures to learn from; each is seen with several questions."""
+    initializer_range: float = 0.07
+    """Standard deviation of the initial weights; at 0.02 perception does not begin in time."""
+    tokenizer_texts: int = 2000
     """Texts of the world that the tokenizer is trained on."""
     vocab_size: int = 512
     """Upper bound of the tokenizer's vocabulary, special tokens included."""
@@ -49,8 +53,10 @@ class BaseConfig:
     """Share of training responses that say more than they need to."""
     malformed_share: float = 0.2
     """Share of training responses that break the form they were asked for."""
-    short_share: float = 0.2
-    """Share of training responses that answer without working it out."""
+    short_share: float = 0.1
+    """Share of training responses to easy questions that answer without working it out."""
+    short_share_hard: float = 0.4
+    """The same for questions of several arithmetic steps."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -1,0 +1,193 @@
+"""The supervised base model of the embedded world: ``python -m observe.base --out DIR``.
+
+Trained to a middling skill with habits that reinforcement has to mend (see glyphs/responses.py).
+"""
+
+import math
+import random
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from jsonargparse import auto_cli
+from torch import Tensor
+
+from observe.cli import exit_code, print_progress
+from observe.config import BaseConfig, from_mapping
+from observe.data.question import Question
+from observe.glyphs.model import build_policy
+from observe.glyphs.questions import GENERAL_FAMILIES, REASONING_FAMILIES, questions
+from observe.glyphs.responses import response
+from observe.model.policy import Policy
+from observe.model.processor import Sample
+from observe.prompts import build_messages
+
+PROMPT_SHARES = {"plain": 0.15, "direct": 0.15, "think": 0.35, "observe": 0.35}
+GENERAL_SHARE = 0.3
+"""Share of the general families among the training questions."""
+BUCKET_BATCHES = 8
+"""Batches drawn and sorted by length at a time."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Batch:
+    """B question-response pairs padded on the right to length L."""
+
+    token_ids_BL: Tensor
+    mask_BL: Tensor
+    positions_3BL: Tensor
+    labels_BL: Tensor
+    pixels_RD: Tensor
+    grid_I3: Tensor
+
+
+def train_base(
+    config: BaseConfig, out: Path, progress: Callable[[int, int, str], None] = print_progress
+) -> dict[str, Any]:
+    """Train the base model and save it as ``out/checkpoint``; deterministic from its config.
+
+    Returns the loss of the last steps and the seconds it took.
+    """
+    started = time.perf_counter()
+    policy = build_policy(config)
+    policy.model.train()
+    optimizer = torch.optim.AdamW(
+        policy.model.parameters(), lr=config.lr, betas=(0.9, 0.98), weight_decay=0.01
+    )
+    pool = _pool(config)
+    batches = _batches(policy, pool, config, random.Random(f"{config.seed}/base"))
+    losses = []
+    for step in range(config.steps):
+        for group in optimizer.param_groups:
+            group["lr"] = config.lr * _schedule(step, config)
+        loss = _loss(policy, next(batches))
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(policy.model.parameters(), 1.0)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        losses.append(float(loss.detach()))
+        progress(step + 1, config.steps, f"loss {losses[-1]:.3f}")
+    policy.model.eval()
+    policy.save(out / "checkpoint")
+    return {
+        "steps": config.steps,
+        "loss": sum(losses[-20:]) / len(losses[-20:]),
+        "parameters": sum(p.numel() for p in policy.model.parameters()),
+        "seconds": time.perf_counter() - started,
+    }
+
+
+def _schedule(step: int, config: BaseConfig) -> float:
+    """Linear warm-up, then cosine decay to a tenth."""
+    if step < config.warmup_steps:
+        return (step + 1) / config.warmup_steps
+    rest = (step - config.warmup_steps) / max(1, config.steps - config.warmup_steps)
+    return 0.55 + 0.45 * math.cos(math.pi * rest)
+
+
+def _pool(config: BaseConfig) -> list[Question]:
+    """Training questions, general and reasoning families mixed."""
+    general = round(config.scenes * GENERAL_SHARE)
+    return [
+        *questions("train", general, seed=config.seed + 1, families=tuple(GENERAL_FAMILIES)),
+        *questions(
+            "train", config.scenes - general, seed=config.seed + 2, families=tuple(REASONING_FAMILIES)
+        ),
+    ]
+
+
+def _batches(
+    policy: Policy, pool: Sequence[Question], config: BaseConfig, rng: random.Random
+) -> Iterator[_Batch]:
+    """Endless batches: random questions, each under a random prompt with a random habit.
+
+    Drawn many batches at a time and sorted by length within, so that little is padded.
+    """
+    processor = policy.processor
+    while True:
+        pairs: list[tuple[Sample, list[int]]] = []
+        for question in rng.sample(pool, min(len(pool), config.batch_size * BUCKET_BATCHES)):
+            prompt = rng.choices(list(PROMPT_SHARES), list(PROMPT_SHARES.values()))[0]
+            messages = build_messages(prompt, question.text, question.options, 1)
+            sample = processor.sample(messages, question.open_images())
+            text = response(question, prompt, config, rng)
+            pairs.append((sample, [*processor.encode(text), processor.eos_ids[0]]))
+        pairs.sort(key=lambda pair: pair[0].length + len(pair[1]))
+        chunks = [
+            pairs[i : i + config.batch_size] for i in range(0, len(pairs), config.batch_size)
+        ]
+        rng.shuffle(chunks)
+        for chunk in chunks:
+            yield _collate(policy, chunk)
+
+
+def _collate(policy: Policy, pairs: Sequence[tuple[Sample, list[int]]]) -> _Batch:
+    """Pad prompt-response pairs on the right."""
+    processor = policy.processor
+    samples, targets = [sample for sample, _ in pairs], [target for _, target in pairs]
+    lengths = [s.length + len(t) for s, t in zip(samples, targets, strict=True)]
+    shape = (len(samples), max(lengths))
+    token_ids = torch.full(shape, processor.tokenizer.pad_token_id)
+    mask, labels = torch.zeros(shape, dtype=torch.long), torch.full(shape, -100)
+    positions = torch.zeros(3, *shape, dtype=torch.long)
+    for i, (sample, target) in enumerate(zip(samples, targets, strict=True)):
+        answer = torch.tensor(target)
+        token_ids[i, : lengths[i]] = torch.cat([sample.token_ids_L, answer])
+        mask[i, : lengths[i]] = 1
+        labels[i, sample.length : lengths[i]] = answer
+        positions[:, i, : sample.length] = sample.positions_3L
+        positions[:, i, sample.length : lengths[i]] = sample.next_position + torch.arange(
+            len(target)
+        )
+    return _Batch(
+        token_ids_BL=token_ids,
+        mask_BL=mask,
+        positions_3BL=positions,
+        labels_BL=labels,
+        pixels_RD=torch.cat([s.pixels_RD for s in samples]),
+        grid_I3=torch.cat([s.grid_I3 for s in samples]),
+    )
+
+
+def _loss(policy: Policy, batch: _Batch) -> Tensor:
+    """Cross-entropy of the response tokens."""
+    hidden_BLH = policy.model.model(
+        input_ids=batch.token_ids_BL,
+        attention_mask=batch.mask_BL,
+        position_ids=batch.positions_3BL,
+        pixel_values=batch.pixels_RD,
+        image_grid_thw=batch.grid_I3,
+        use_cache=False,
+    ).last_hidden_state
+    predicts_BL = batch.labels_BL[:, 1:] != -100
+    logits_KV = policy.model.lm_head(hidden_BLH[:, :-1][predicts_BL])
+    return torch.nn.functional.cross_entropy(logits_KV, batch.labels_BL[:, 1:][predicts_BL])
+
+
+def stage(
+    config: dict[str, Any],
+    out: Path,
+    inputs: dict[str, Path],
+    progress: Callable[[int, int, str], None],
+) -> dict[str, Any]:
+    """The harness's stage ``base``; consumes nothing, writes ``checkpoint/``."""
+    return train_base(from_mapping(BaseConfig, config, source="base stage"), out, progress)
+
+
+def main(base: BaseConfig, out: Path) -> None:
+    """Train the base model of the embedded world.
+
+    Args:
+        base: Its settings.
+        out: Folder to write ``checkpoint/`` into.
+    """
+    result = train_base(base, out)
+    print(f"{out / 'checkpoint'}: {result['parameters']:,} parameters, {result['seconds']:.0f} s")
+
+
+if __name__ == "__main__":
+    sys.exit(exit_code(lambda: auto_cli(main)))

@@ -1,0 +1,37 @@
+"""What every command of the trainer shares: progress lines and exit codes."""
+
+import sys
+import time
+from collections.abc import Callable
+
+from jsonargparse import set_parsing_settings
+
+from observe.errors import InputError
+
+# The docstring under a config field is its --help.
+set_parsing_settings(docstring_parse_attribute_docstrings=True)
+
+_INTERVAL_S = 5.0
+_state = {"started": 0.0, "printed": 0.0}
+
+
+def print_progress(done: int, total: int, message: str) -> None:
+    """Print ``done/total``, the time left and a message, every few seconds and at the end."""
+    now = time.monotonic()
+    if done <= 1 or not _state["started"]:
+        _state["started"] = now
+    if done < total and now - _state["printed"] < _INTERVAL_S:
+        return
+    _state["printed"] = now
+    left = (now - _state["started"]) / max(done, 1) * (total - done)
+    print(f"{done}/{total}  {left:5.0f} s left  {message}", flush=True)
+
+
+def exit_code(command: Callable[[], object]) -> int:
+    """Run a command: 0 when it ends, 2 with the message on bad input; other errors propagate."""
+    try:
+        command()
+    except InputError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0

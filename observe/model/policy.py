@@ -1,0 +1,57 @@
+"""The policy: a Qwen2.5-VL model with its processor, loaded from and saved to a plain HF folder."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from torch import Tensor
+from transformers import Qwen2_5_VLForConditionalGeneration
+
+from observe.errors import InputError
+from observe.model.batch import PromptBatch
+from observe.model.processor import Processor
+
+
+@dataclass(frozen=True)
+class Policy:
+    """A model and the processor that belongs to it."""
+
+    model: Qwen2_5_VLForConditionalGeneration
+    processor: Processor
+
+    def save(self, folder: Path) -> None:
+        """Write a folder that ``Qwen2_5_VLForConditionalGeneration.from_pretrained`` opens."""
+        self.model.save_pretrained(str(folder))
+        self.processor.save(folder)
+
+    def embed(self, batch: PromptBatch) -> Tensor:
+        """Input embeddings (B, L, H) of prompts; the vision tower runs once per image."""
+        embeds_BLH = self.model.get_input_embeddings()(batch.token_ids_BL)
+        if batch.pixels_RD.shape[0]:
+            features = self.model.model.get_image_features(
+                batch.pixels_RD, batch.grid_I3, return_dict=True
+            )
+            image_mask_BL = batch.token_ids_BL == self.processor.image_pad_id
+            embeds_BLH = embeds_BLH.masked_scatter(
+                image_mask_BL.unsqueeze(-1), torch.cat(features.pooler_output)
+            )
+        return embeds_BLH
+
+
+def load_policy(path: str | Path, *, dtype: torch.dtype = torch.float32) -> Policy:
+    """Load a policy from a Hugging Face folder or Hub id.
+
+    Raises InputError when there is no readable model (missing, truncated or corrupt files).
+    """
+    processor = Processor.load(path)
+    try:
+        model = Qwen2_5_VLForConditionalGeneration.from_pretrained(
+            str(path), dtype=dtype, attn_implementation="sdpa"
+        )
+    except (OSError, SafetensorError, ValueError) as error:
+        raise InputError(
+            f"{path}: no readable Qwen2.5-VL model there ({error}); "
+            "delete the folder to have it built again, or give another model.path"
+        ) from None
+    return Policy(model, processor)

@@ -1,0 +1,159 @@
+"""Text and images to model inputs: one ``Sample`` owns a prompt's tokens, positions and pixels."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
+from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
+
+from observe.errors import InputError
+
+IMAGE_PAD = "<|image_pad|>"
+VISION_TOKENS = (
+    "<|vision_start|>",
+    "<|vision_end|>",
+    "<|vision_pad|>",
+    "<|image_pad|>",
+    "<|video_pad|>",
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sample:
+    """A prompt as the model reads it; nothing of it is ever truncated.
+
+    Shapes: L tokens, R patch rows over all images, I images.
+    """
+
+    token_ids_L: Tensor
+    """Token ids with image placeholders expanded."""
+    positions_3L: Tensor
+    """Rotary positions (time, height, width) of every token."""
+    pixels_RD: Tensor
+    """Patches of all images, in the processor's merged-window order (R may be 0)."""
+    grid_I3: Tensor
+    """Patch grid (time, height, width) of each image."""
+
+    @property
+    def length(self) -> int:
+        """Tokens of the prompt."""
+        return self.token_ids_L.shape[0]
+
+    @property
+    def next_position(self) -> int:
+        """Position of the first generated token: beyond the largest of all three axes."""
+        return int(self.positions_3L.max()) + 1
+
+
+class Processor:
+    """Tokenizer and image processor of a Hugging Face folder.
+
+    Composed here rather than loaded as Qwen's own processor, which needs torchvision for its video
+    part.
+    """
+
+    def __init__(
+        self, tokenizer: PreTrainedTokenizerBase, image_processor: Qwen2VLImageProcessorPil
+    ) -> None:
+        self.tokenizer = tokenizer
+        self.image_processor = image_processor
+
+    @classmethod
+    def load(cls, folder: str | Path) -> "Processor":
+        """Load from a folder or a Hub id."""
+        try:
+            return cls(
+                AutoTokenizer.from_pretrained(str(folder)),
+                Qwen2VLImageProcessorPil.from_pretrained(str(folder)),
+            )
+        except OSError as error:
+            raise InputError(f"{folder}: no tokenizer or image processor there: {error}") from None
+
+    def save(self, folder: Path) -> None:
+        """Write tokenizer and processor files into a Hugging Face folder."""
+        self.tokenizer.save_pretrained(str(folder))
+        self.image_processor.save_pretrained(str(folder))
+
+    @cached_property
+    def image_pad_id(self) -> int:
+        """Id of the image placeholder token."""
+        return int(self.tokenizer.convert_tokens_to_ids(IMAGE_PAD))  # type: ignore[arg-type]
+
+    @cached_property
+    def banned_ids(self) -> list[int]:
+        """Ids the policy must never sample: a placeholder without an image breaks the forward."""
+        known = self.tokenizer.get_vocab()
+        return [known[token] for token in VISION_TOKENS if token in known]
+
+    @cached_property
+    def eos_ids(self) -> list[int]:
+        """Ids that end a completion."""
+        known = self.tokenizer.get_vocab()
+        return [known[token] for token in ("<|im_end|>", "<|endoftext|>") if token in known]
+
+    def sample(self, messages: list[dict[str, Any]], images: Sequence[Image.Image]) -> Sample:
+        """A chat and its images as a Sample; raises InputError when their numbers differ."""
+        text = self.tokenizer.apply_chat_template(
+            messages, tokenize=False, add_generation_prompt=True
+        )
+        ids = self.tokenizer(str(text), add_special_tokens=False)["input_ids"]
+        placeholders = ids.count(self.image_pad_id)
+        if placeholders != len(images):
+            raise InputError(f"{placeholders} image placeholders for {len(images)} images")
+        if images:
+            features = self.image_processor(images=list(images), return_tensors="np")
+            pixels = torch.from_numpy(np.asarray(features["pixel_values"], dtype=np.float32))
+            grid = torch.from_numpy(np.asarray(features["image_grid_thw"], dtype=np.int64))
+        else:
+            pixels, grid = torch.zeros(0, 0), torch.zeros(0, 3, dtype=torch.long)
+        merge = self.image_processor.merge_size
+        counts = iter((grid.prod(-1) // merge**2).tolist())
+        expanded: list[int] = []
+        for token in ids:
+            expanded.extend([token] * next(counts) if token == self.image_pad_id else [token])
+        token_ids = torch.tensor(expanded)
+        return Sample(
+            token_ids_L=token_ids,
+            positions_3L=rope_positions(token_ids, grid, self.image_pad_id, merge),
+            pixels_RD=pixels,
+            grid_I3=grid,
+        )
+
+    def encode(self, text: str) -> list[int]:
+        """Token ids of plain text, no special tokens added."""
+        return self.tokenizer(text, add_special_tokens=False)["input_ids"]
+
+    def decode(self, token_ids: Sequence[int]) -> str:
+        """The text of a completion, special tokens left out."""
+        return str(self.tokenizer.decode(list(token_ids), skip_special_tokens=True))
+
+
+def rope_positions(token_ids_L: Tensor, grid_I3: Tensor, image_pad_id: int, merge: int) -> Tensor:
+    """M-RoPE positions (3, L) of a sequence with still images.
+
+    Text advances all three axes by one. An image that starts at p has time p, height p + row and
+    width p + column on its merged grid; the text after it goes on at p + max(rows, columns). Equal
+    to Qwen2.5-VL's get_rope_index.
+    """
+    positions = torch.empty(3, token_ids_L.shape[0], dtype=torch.long)
+    is_image = token_ids_L == image_pad_id
+    at, index, image = 0, 0, 0
+    while index < token_ids_L.shape[0]:
+        if is_image[index]:
+            rows, columns = (grid_I3[image, 1:] // merge).tolist()
+            span = rows * columns
+            positions[0, index : index + span] = at
+            positions[1, index : index + span] = at + torch.arange(rows).repeat_interleave(columns)
+            positions[2, index : index + span] = at + torch.arange(columns).repeat(rows)
+            at, index, image = at + max(rows, columns), index + span, image + 1
+        else:
+            positions[:, index] = at
+            at, index = at + 1, index + 1
+    return positions

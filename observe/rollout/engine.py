@@ -1,0 +1,53 @@
+"""What every rollout engine offers: completions of prompts, reproducible one by one."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from observe.model.processor import Sample
+
+
+@dataclass(frozen=True, kw_only=True)
+class SamplingParams:
+    """How completions are drawn."""
+
+    max_new_tokens: int
+    """Longest completion in tokens, the end token included."""
+    temperature: float = 1.0
+    """0 takes the most probable token."""
+    top_p: float = 1.0
+    """1 keeps all tokens."""
+    top_k: int = 0
+    """0 keeps all tokens."""
+    n: int = 1
+    """Completions per prompt."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Completion:
+    """One completion of a prompt."""
+
+    token_ids: list[int]
+    """Sampled tokens, the end token included when it was reached."""
+    text: str
+    """Their text without special tokens."""
+    truncated: bool
+    """The length limit came before an end token."""
+
+
+class Engine(Protocol):
+    """Draws completions.
+
+    Completion j of a prompt depends on the weights, the prompt, the parameters and (seed, j)
+    alone, not on what else is in the batch (up to floating-point rounding).
+    """
+
+    def generate(
+        self,
+        samples: Sequence[Sample],
+        params: SamplingParams,
+        seeds: Sequence[int],
+        progress: Callable[[int, int], None] | None = None,
+    ) -> list[list[Completion]]:
+        """``params.n`` completions of each sample; ``seeds`` holds one integer per sample."""
+        ...
