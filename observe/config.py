@@ -71,7 +71,7 @@ class LadderConfig:
     """Prompts the samples are drawn under, in turn, so that no arm's prompt is favoured."""
     temperature: float = 1.0
     """Sampling temperature."""
-    max_new_tokens: int = 96
+    max_new_tokens: int = 128
     """Longest sampled response in tokens."""
     simple_filter: bool = True
     """Drop what the base model answers right directly, without reasoning (one greedy answer)."""
@@ -122,7 +122,7 @@ class RolloutConfig:
 
     group_size: int = 8
     """Completions per prompt (G)."""
-    max_new_tokens: int = 96
+    max_new_tokens: int = 128
     """Longest completion in tokens; a longer one is truncated and scored as it is."""
     temperature: float = 1.0
     """Sampling temperature; the trainer's log-probabilities use it too."""
@@ -239,7 +239,19 @@ class TrainConfig:
     log_completions_every: int = 10
     """Steps between logged groups of completions."""
     seed: int = 0
-    """Seed of data order, sampling and initialisation."""
+    """Seed of data order and sampling."""
+
+    def __post_init__(self) -> None:
+        if self.data.size % self.prompts_per_step:
+            raise InputError(
+                f"data.size: {self.data.size} is no multiple of prompts_per_step "
+                f"({self.prompts_per_step}); the one pass must end with a whole step"
+            )
+        if self.data.selection == "raw" and self.data.order != "shuffled":
+            raise InputError(
+                f"data.order: {self.data.order} needs data.selection: ladder, which alone measures "
+                "how hard the questions are"
+            )
 
 
 Config = TypeVar("Config")
@@ -314,7 +326,10 @@ def from_mapping(cls: type[Config], mapping: Any, *, source: str, key: str = "")
         )
         if required and field.name not in values:
             raise InputError(f"{source}: {_join(key, field.name)}: missing")
-    return cls(**values)
+    try:
+        return cls(**values)
+    except InputError as error:
+        raise InputError(f"{source}: {error}") from None
 
 
 def _join(key: str, name: str) -> str:

@@ -1,0 +1,121 @@
+"""Metrics of a run: one JSON object per step, under TRL's names where TRL has the metric.
+
+Beside them ``timing_s/*``, ``perf/*``, and ``observe/*`` for what Observe-R1 adds.
+"""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from observe.data.question import Question
+from observe.rewards import RewardBreakdown
+from observe.rollout.engine import Completion
+
+
+class JsonLines:
+    """An append-only JSONL file that a resumed run continues."""
+
+    def __init__(self, path: Path, *, resume_at: int) -> None:
+        """Drop the rows beyond step ``resume_at``, which the run is about to make again."""
+        self.path = path
+        kept = []
+        if path.exists():
+            for line in path.read_text(encoding="utf-8").splitlines():
+                try:
+                    row = json.loads(line)
+                except json.JSONDecodeError:
+                    break  # A killed run may leave half a line, and nothing after it.
+                if row["step"] <= resume_at:
+                    kept.append(line + "\n")
+        path.write_text("".join(kept), encoding="utf-8")
+
+    def append(self, row: dict[str, Any]) -> None:
+        """Write one row at once; it has a ``step``."""
+        with self.path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(row) + "\n")
+
+    def rows(self) -> list[dict[str, Any]]:
+        """All rows, the oldest first."""
+        return [json.loads(line) for line in self.path.read_text(encoding="utf-8").splitlines()]
+
+
+def rollout_metrics(
+    rewards: RewardBreakdown, lengths_PG: Tensor, truncated_PG: Tensor, advantages_PG: Tensor
+) -> dict[str, float]:
+    """Rewards and completions of one step, over P groups of G."""
+    lengths = lengths_PG.float()
+    ended = lengths[~truncated_PG]
+    total = rewards.total_PG[rewards.scored_PG]
+    metrics = {
+        "reward": _mean(total),
+        "reward_std": _mean(rewards.total_PG.nan_to_num(0.0).std(dim=1)),
+        "frac_reward_zero_std": _mean((advantages_PG == 0).all(dim=1).float()),
+        "completions/mean_length": _mean(lengths),
+        "completions/min_length": float(lengths.min()),
+        "completions/max_length": float(lengths.max()),
+        "completions/mean_terminated_length": _mean(ended),
+        "completions/clipped_ratio": _mean(truncated_PG.float()),
+        "observe/format_failure_share": _mean((~rewards.format_ok_PG).float()),
+        "observe/unscored_share": _mean((~rewards.scored_PG).float()),
+        "observe/bonus_share": _mean((rewards.bonus_PG > 0).any(dim=1).float()),
+    }
+    components = (
+        ("accuracy", rewards.accuracy_PG[rewards.scored_PG]),
+        ("format", rewards.format_PG),
+        ("bonus", rewards.bonus_PG),
+    )
+    for name, values in components:
+        metrics[f"rewards/{name}/mean"] = _mean(values)
+        metrics[f"rewards/{name}/std"] = float(values.std()) if values.numel() > 1 else 0.0
+    return metrics
+
+
+def weight_metrics(weights_P: Tensor) -> dict[str, float]:
+    """How the groups were weighted; a weight other than 0 or 1 is the mechanism at work."""
+    active_P = (weights_P != 0) & (weights_P != 1)
+    return {
+        "observe/weight_mean": _mean(weights_P),
+        "observe/weight_min": float(weights_P.min()),
+        "observe/weight_max": float(weights_P.max()),
+        "observe/weight_active_share": _mean(active_P.float()),
+    }
+
+
+def completion_row(
+    step: int,
+    question: Question,
+    group: Sequence[Completion],
+    rewards: RewardBreakdown,
+    index: int,
+) -> dict[str, Any]:
+    """One group as logged to completions.jsonl: texts with each component of their reward."""
+    return {
+        "step": step,
+        "question": question.id,
+        "text": question.text,
+        "gold": question.gold,
+        "completions": [
+            {
+                "text": completion.text,
+                "tokens": len(completion.token_ids),
+                "accuracy": _number(rewards.accuracy_PG[index, j]),
+                "format": _number(rewards.format_PG[index, j]),
+                "bonus": _number(rewards.bonus_PG[index, j]),
+                "answer": rewards.answers[index][j],
+                "reason": rewards.reasons[index][j],
+            }
+            for j, completion in enumerate(group)
+        ],
+    }
+
+
+def _mean(values: Tensor) -> float:
+    return float(values.float().mean()) if values.numel() else 0.0
+
+
+def _number(value: Tensor) -> float | None:
+    return None if torch.isnan(value) else float(value)
