@@ -1,1 +1,1 @@
-"""The trainer: GRPO for vision-language models with the parts of Observe-R1, each switchable alone."""
+"""The trainer: GRPO for vision-language models, each part of Observe-R1 switchable alone."""

@@ -95,7 +95,10 @@ def _pool(config: BaseConfig) -> list[Question]:
     return [
         *questions("train", general, seed=config.seed + 1, families=tuple(GENERAL_FAMILIES)),
         *questions(
-            "train", config.scenes - general, seed=config.seed + 2, families=tuple(REASONING_FAMILIES)
+            "train",
+            config.scenes - general,
+            seed=config.seed + 2,
+            families=tuple(REASONING_FAMILIES),
         ),
     ]
 
@@ -117,9 +120,7 @@ def _batches(
             text = response(question, prompt, config, rng)
             pairs.append((sample, [*processor.encode(text), processor.eos_ids[0]]))
         pairs.sort(key=lambda pair: pair[0].length + len(pair[1]))
-        chunks = [
-            pairs[i : i + config.batch_size] for i in range(0, len(pairs), config.batch_size)
-        ]
+        chunks = [pairs[i : i + config.batch_size] for i in range(0, len(pairs), config.batch_size)]
         rng.shuffle(chunks)
         for chunk in chunks:
             yield _collate(policy, chunk)

@@ -108,10 +108,10 @@ class DataConfig:
     size: int = 1440
     """Questions in the one pass of training; divisible by prompts_per_step."""
     selection: Literal["raw", "ladder"] = "ladder"
-    """``ladder`` trains on the questions that NeuraLadder keeps, ``raw`` on the source as it is."""
+    """``ladder``: the questions that NeuraLadder keeps; ``raw``: the source as it is."""
     order: Order = "shuffled"
-    """``ladder`` (easy to hard with neighbour mixing), ``easy_to_hard`` (no mixing) or ``shuffled``:
-    the same questions once each, so that order alone is compared."""
+    """``ladder`` (easy to hard with neighbour mixing), ``easy_to_hard`` (no mixing) or
+    ``shuffled``: the same questions once each, so that order alone is compared."""
     ladder: LadderConfig = LadderConfig()
     """How the ladder is built."""
 
@@ -139,7 +139,7 @@ class BonusConfig:
     weight: float = 0.0
     """Reward added to the shortest correct completion; 0 switches the bonus off."""
     min_length: int | None = None
-    """It must be longer than this many tokens, so that answers do not collapse to the bare result."""
+    """It must be longer than this many tokens, lest answers collapse to the bare result."""
     min_length_quantile: float | None = None
     """Take min_length, when it is null, from this quantile of the base model's own correct lengths
     under the same prompt, as the ladder measured them."""
@@ -231,7 +231,7 @@ class TrainConfig:
     micro_batch: int = 96
     """Completions per forward pass; changes memory and speed, not the gradient."""
     eval_steps: tuple[int, ...] = ()
-    """Steps after which the policy is evaluated on the validation questions (0: before training)."""
+    """Steps after which the policy is evaluated on validation questions (0: before training)."""
     eval_size: int = 96
     """Validation questions of an evaluation during training."""
     checkpoint_every: int = 20
@@ -258,7 +258,7 @@ Config = TypeVar("Config")
 
 
 def load_yaml(path: Path) -> Any:
-    """Read a YAML 1.2 file: only ``true`` and ``false`` are booleans, so ``on`` and ``off`` are words.
+    """Read a YAML 1.2 file: only ``true`` and ``false`` are booleans; ``on`` and ``off`` are words.
 
     Raises InputError naming the file (and the line, when the YAML itself is broken).
     """
@@ -339,7 +339,7 @@ def _join(key: str, name: str) -> str:
 def _convert(kind: Any, value: Any, source: str, key: str) -> Any:
     """``value`` as type ``kind``, or InputError."""
     if dataclasses.is_dataclass(kind):
-        return from_mapping(kind, value, source=source, key=key)  # type: ignore[type-var]
+        return from_mapping(typing.cast(type, kind), value, source=source, key=key)
     origin, options = typing.get_origin(kind), typing.get_args(kind)
     if origin is Literal and value in options and not isinstance(value, bool):
         return value

@@ -125,9 +125,7 @@ def train(
     return summarise(run, metrics.rows())
 
 
-def prepare(
-    config: TrainConfig, out: Path, *, model: Path | str, ladder: Path | None
-) -> Run:
+def prepare(config: TrainConfig, out: Path, *, model: Path | str, ladder: Path | None) -> Run:
     """Load policy, questions and curriculum, and restore the checkpoint a killed run left."""
     saved = latest_checkpoint(out / "checkpoint")
     policy = load_policy(saved or model)
@@ -161,9 +159,7 @@ def prepare(
     return run
 
 
-def choose_questions(
-    config: TrainConfig, ladder: Path | None
-) -> tuple[list[Question], Curriculum]:
+def choose_questions(config: TrainConfig, ladder: Path | None) -> tuple[list[Question], Curriculum]:
     """The questions of the run and their order; every order consumes the same ones once."""
     data = config.data
     if data.selection == "raw":
@@ -186,9 +182,7 @@ def resolve_bonus(config: TrainConfig, ladder: Path | None) -> RewardConfig:
         return config.reward
     if ladder is None:
         raise InputError("reward.bonus.min_length_quantile needs the folder of a ladder (--ladder)")
-    length = length_quantile(
-        load_ladder(ladder).summary, config.prompt, bonus.min_length_quantile
-    )
+    length = length_quantile(load_ladder(ladder).summary, config.prompt, bonus.min_length_quantile)
     resolved = BonusConfig(
         weight=bonus.weight, min_length=round(length), max_length=bonus.max_length
     )
@@ -396,7 +390,7 @@ def stable_seed(*parts: object) -> int:
 def stage(
     config: dict[str, Any], out: Path, inputs: dict[str, Path], progress: Progress
 ) -> dict[str, Any]:
-    """The harness's stage ``train``; consumes ``model`` and ``ladder`` where the config needs them."""
+    """The harness's stage ``train``; consumes ``model`` and ``ladder`` where it needs them."""
     settings = from_mapping(TrainConfig, config, source="train stage")
     model: Path | str = settings.model.path
     if "model" in inputs:

@@ -1,4 +1,4 @@
-"""The tiny policy: a real Qwen2.5-VL of about a million parameters, all three M-RoPE axes in use."""
+"""The tiny policy: a real Qwen2.5-VL of a million parameters, all three M-RoPE axes in use."""
 
 import torch
 from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
@@ -67,7 +67,6 @@ def build_policy(config: BaseConfig) -> Policy:
         video_token_id=token("<|video_pad|>"),
         vision_start_token_id=token("<|vision_start|>"),
         vision_end_token_id=token("<|vision_end|>"),
-        initializer_range=config.initializer_range,
         tie_word_embeddings=True,
     )
     torch.manual_seed(config.seed)

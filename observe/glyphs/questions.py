@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 from observe.data.question import Question
 from observe.glyphs.scenes import COLOURS, SHAPES, Item, Scene, render, sample_scene
+from observe.scoring import AnswerType
 
 SPLITS = ("train", "validation", "reasoning", "general", "ood")
 
@@ -25,7 +26,7 @@ class Task:
 
     text: str
     gold: str
-    answer_type: str
+    answer_type: AnswerType
     working: tuple[str, ...]
     options: tuple[str, ...] = ()
 

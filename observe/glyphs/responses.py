@@ -50,8 +50,10 @@ def _malformed(prompt: str, observed: str, working: str, answer: str, rng: rando
     """One of several broken forms; the answer itself is as good as in a valid one."""
     kind = rng.randrange(4)
     if kind == 0:
-        return _form(prompt, observed, working, answer).replace("<answer>", "").replace(
-            "</answer>", "."
+        return (
+            _form(prompt, observed, working, answer)
+            .replace("<answer>", "")
+            .replace("</answer>", ".")
         )
     if kind == 1:
         return _form(prompt, observed, working, answer).replace("</think>", ". ")

@@ -20,9 +20,12 @@ Item = tuple[str, str]
 
 _SUPERSAMPLING = 4
 _SEEN = tuple((c, s) for c in COLOURS for s in SHAPES if (c, s) not in HELD_OUT)
-_SPLIT_OF_BUCKET = (
-    [("train", 80), ("validation", 5), ("reasoning", 8), ("general", 7)]
-)  # per cent of all layouts; a layout belongs to exactly one split by its hash
+_SPLIT_OF_BUCKET = [
+    ("train", 80),
+    ("validation", 5),
+    ("reasoning", 8),
+    ("general", 7),
+]  # per cent of all layouts; a layout belongs to exactly one split by its hash
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,15 +86,13 @@ def sample_scene(rng: random.Random, split: str) -> Scene:
                 items[i] = rng.choice(sorted(HELD_OUT))
         cells: list[Item | None] = [*items, *[None] * (side * side - count)]
         rng.shuffle(cells)
-        scene = Scene(
-            rows=side, columns=side, cells=tuple(cells), render_seed=rng.getrandbits(32)
-        )
+        scene = Scene(rows=side, columns=side, cells=tuple(cells), render_seed=rng.getrandbits(32))
         if split_of(scene) == split:
             return scene
 
 
 def render(scene: Scene) -> Image.Image:
-    """The picture of a scene: RGB, 16 pixels a cell, with jittered place, size, colour and noise."""
+    """The picture of a scene: RGB, 16 pixels a cell; place, size, colour and noise jittered."""
     rng = np.random.default_rng(scene.render_seed)
     scale = _SUPERSAMPLING
     width, height = scene.columns * CELL_PX, scene.rows * CELL_PX
@@ -105,7 +106,9 @@ def render(scene: Scene) -> Image.Image:
         radius = rng.uniform(3.6, 6.0) * scale
         x = ((column + 0.5) * CELL_PX + rng.uniform(-1.6, 1.6)) * scale
         y = ((row + 0.5) * CELL_PX + rng.uniform(-1.6, 1.6)) * scale
-        fill = tuple(int(v) for v in np.clip(np.array(COLOURS[colour]) + rng.normal(0, 22, 3), 0, 255))
+        fill = tuple(
+            int(v) for v in np.clip(np.array(COLOURS[colour]) + rng.normal(0, 22, 3), 0, 255)
+        )
         if shape == "circle":
             draw.ellipse([x - radius, y - radius, x + radius, y + radius], fill=fill)
         elif shape == "square":
