@@ -62,13 +62,14 @@ class Analysis:
             levels = tables.runs.loc[ids, [f.name for f in tables.factors]].astype(str)
             self.designs[key] = Design(
                 levels=levels,
+                arms=list(tables.runs.loc[ids, "arm"]),
                 controls={f.name: f.control for f in tables.factors},
                 order={f.name: f.levels for f in tables.factors},
             )
             self.variances[key] = (
                 self.designs[key].run_variance(self.means[key].loc[ids].to_numpy(dtype=float))
-                if ids and tables.factors
-                else RunVariance(value=None, df=0, source="no trained runs in a design")
+                if ids
+                else RunVariance(value=None, df=0, source="no trained run of the design is there")
             )
 
     def cells(self, key: Key) -> list[str]:
@@ -197,7 +198,7 @@ def _effects(analysis: Analysis) -> list[Row]:
                     means,
                     confidence=analysis.settings.confidence,
                 )
-                row = {"factor": factor.name, "level": level, "against": factor.control}
+                row: Row = {"factor": factor.name, "level": level, "against": factor.control}
                 row |= {"suite": key[0], **interval_row(interval)}
                 row["aliases"] = aliases.get(factor.name, [])
                 row["assumes"] = (
@@ -224,7 +225,7 @@ def _interactions(analysis: Analysis) -> list[Row]:
                     else None
                 )
                 interval = design.estimate(weights, means, confidence=analysis.settings.confidence)
-                row = {"factors": [first.name, second.name], "levels": [a, b], "suite": key[0]}
+                row: Row = {"factors": [first.name, second.name], "levels": [a, b], "suite": key[0]}
                 family.append(row | interval_row(interval))
         rows += _with_family(family, analysis)
     return rows
@@ -252,7 +253,7 @@ def _sensitivity(analysis: Analysis, bootstrap: ClusterBootstrap) -> list[Row]:
                 if weights is None:
                     continue
                 estimate = float(weights @ means)
-                row = {"factor": factor.name, "level": level, "against": factor.control}
+                row: Row = {"factor": factor.name, "level": level, "against": factor.control}
                 row |= {"suite": key[0], "estimate": estimate}
                 draws = effect_draws(bootstrap.draws[key][:, columns], weights, design.cell)
                 low, high = percentile(draws, confidence)
@@ -303,7 +304,7 @@ def _contrasts(analysis: Analysis, bootstrap: ClusterBootstrap, keys: list[Key])
                     continue
                 first, second = analysis.runs_of(arm, key), analysis.runs_of(against, key)
                 low, high = bootstrap.interval(key, first, second, confidence=confidence)
-                row = {"arm": arm, "against": against, "family": family, "suite": key[0]}
+                row: Row = {"arm": arm, "against": against, "family": family, "suite": key[0]}
                 row |= {"benchmark": key[1], "delta": interval.estimate, **interval_row(interval)}
                 del row["estimate"]
                 row |= {"checkpoints_low": low, "checkpoints_high": high}
@@ -368,7 +369,12 @@ def _reference_gain(tables: Tables, settings: Settings) -> list[Row]:
             base, arm = analysis.arm(against, key), analysis.arm(tables.reference, key)
             if interval is None or base is None or arm is None:
                 continue
-            row = {"measure": measure, "suite": key[0], "arm": tables.reference, "against": against}
+            row: Row = {
+                "measure": measure,
+                "suite": key[0],
+                "arm": tables.reference,
+                "against": against,
+            }
             row |= {"before": base.estimate, "after": arm.estimate, **interval_row(interval)}
             rows.append(row)
     return rows
@@ -385,7 +391,7 @@ def _lengths(tables: Tables, settings: Settings) -> list[Row]:
         for key in _suite_keys(analysis):
             interval = analysis.arm(arm, key)
             if interval is not None:
-                row = {"arm": arm, "suite": key[0], "mean": interval.estimate}
+                row: Row = {"arm": arm, "suite": key[0], "mean": interval.estimate}
                 rows.append(row | {"low": interval.low, "high": interval.high})
     return rows
 

@@ -102,8 +102,14 @@ def _runs(made: Made) -> list[dict[str, Any]]:
         row["train_format_failure_share"] = 0.03
         rows.append(row)
     for prompt in ("think", "observe"):
-        row = {"run": f"base-{prompt}", "arm": f"base/{prompt}", "seed": 0, "kind": "base"}
-        rows.append(row | {"prompt": prompt, "code": "1f2e3d4"} | dict.fromkeys(made.effects))
+        base: dict[str, Any] = {
+            "run": f"base-{prompt}",
+            "arm": f"base/{prompt}",
+            "seed": 0,
+            "kind": "base",
+        }
+        base |= {"prompt": prompt, "code": "1f2e3d4"} | dict.fromkeys(made.effects)
+        rows.append(base)
     return rows
 
 
@@ -149,7 +155,7 @@ def _questions(made: Made) -> pd.DataFrame:
     for names in SUITES.values():
         for benchmark in names:
             for index in range(made.clusters * 4):
-                row = {"benchmark": benchmark, "item": f"{benchmark}-{index:04d}"}
+                row: dict[str, Any] = {"benchmark": benchmark, "item": f"{benchmark}-{index:04d}"}
                 row |= {"cluster": f"scene-{index // 4:03d}", "gold": str(index % 5)}
                 row |= {
                     "question": f"How many circles are left of the square (scene {index // 4})?"
@@ -221,7 +227,7 @@ def _write_optional(
     table = pd.DataFrame(stages, columns=["stage", "kind", "arm", "seconds"])
     table = table.assign(state="done", gpu_hours=0.0, attempt=1)
     table.to_parquet(folder / "stages.parquet")
-    configs = {}
+    configs: dict[str, Any] = {}
     for row in trained.to_dict("records"):
         config = {
             "prompt": row["prompt"],

@@ -44,7 +44,12 @@ def _environment(*, html: bool) -> Environment:
         keep_trailing_newline=True,
     )
     environment.filters.update(
-        points=points, percent=percent, pvalue=pvalue, seconds=duration, cell=markdown_cell
+        points=points,
+        percent=percent,
+        pvalue=pvalue,
+        seconds=duration,
+        cell=markdown_cell,
+        breakable=breakable,
     )
     return environment
 
@@ -70,6 +75,11 @@ def duration(value: float | None) -> str:
     return f"{value / 60:.1f} min" if value >= 90 else f"{value:.0f} s"
 
 
+def breakable(text: str) -> str:
+    """An arm's long name may break after each plus."""
+    return text.replace("+", "+\u200b")
+
+
 def markdown_cell(value: Any) -> str:
     """Text that cannot break out of a Markdown table's cell."""
     text = str(value).replace("\\", "\\\\")
@@ -82,16 +92,8 @@ def document(tables: Tables, results: Row) -> Document:
     """Draw the figures and gather what the sections show."""
     figures: dict[str, Drawing | None] = {
         "arms": forest.arms(tables, results),
-        "effects": forest.effects(
-            results["effects"], results["mde"], name="effects", title="Main effects"
-        )
-        if results["effects"]
-        else None,
-        "interactions": forest.effects(
-            results["interactions"], results["mde"], name="interactions", title="Interactions"
-        )
-        if results["interactions"]
-        else None,
+        "effects": forest.effects(results, "effects", title="Main effects"),
+        "interactions": forest.effects(results, "interactions", title="Interactions"),
         "length": forest.accuracy_by_length(tables, results),
         "curves": curves.by_arm(tables),
         "levels": curves.by_level(tables, results["confidence"]),
@@ -106,6 +108,7 @@ def document(tables: Tables, results: Row) -> Document:
         "tiles": _tiles(tables, results),
         "arms": _arm_table(tables, results),
         "benchmarks": [(s, b) for s, names in tables.suites.items() for b in names],
+        "methods": _methods(results),
         "effect_label": forest.effect_label,
         "contrasts": _contrast_tables(tables, results),
         "mechanisms": _mechanisms(tables),
@@ -179,6 +182,16 @@ def _arm_table(tables: Tables, results: Row) -> list[Row]:
         return order.get(row["role"], 4), -(cell["mean"] if cell else 0.0)
 
     return sorted(rows, key=place)
+
+
+def _methods(results: Row) -> list[str]:
+    """How the main effects' intervals came about, or why there are none: each way once."""
+    rows = results["effects"]
+    ways = dict.fromkeys(
+        f"not estimable: {row['why']}" if row["why"] else row["method"] for row in rows
+    )
+    assumed = dict.fromkeys(f"assumed: {row['assumes']}" for row in rows if row["assumes"])
+    return [*ways, *assumed]
 
 
 def _contrast_tables(tables: Tables, results: Row) -> list[Row]:

@@ -51,15 +51,13 @@ def _effects(results: Row, suite: str) -> str:
     unclear = [row for row in estimable if row["p_adjusted"] > alpha]
     sentences = []
     if clear:
-        parts = [f"{_factor(row)} ({_interval(row)})" for row in clear]
         verb = "matters" if len(clear) == 1 else "matter"
-        sentences.append(
-            f"On {suite}, {_join(parts)} {verb}: the interval is {results['confidence']:.0%}, and "
-            f"significant after {results['correction'].capitalize()} correction over the "
-            f"{len(rows)} main effects."
-            if results["correction"] != "none"
-            else f"On {suite}, {_join(parts)} {verb} (uncorrected)."
-        )
+        parts = [f"{_factor(row)} by {_interval(row)}" for row in clear]
+        how = f"{results['confidence']:.0%} intervals over runs"
+        if results["correction"] != "none":
+            how += f"; stands after {results['correction'].capitalize()} correction over the "
+            how += f"{len(rows)} main effects"
+        sentences.append(f"On {suite}, {_join(_names(clear))} {verb}: {_join(parts)} ({how}).")
     else:
         sentences.append(f"On {suite}, no factor's effect can be told from 0.")
     detectable = next((row["value"] for row in results["mde"] if row["suite"] == suite), None)

@@ -10,6 +10,7 @@ from reports.analysis import Row
 from reports.figures.style import (
     BLUE,
     BROWN,
+    GREEN,
     GRID,
     INK,
     MUTED,
@@ -17,7 +18,6 @@ from reports.figures.style import (
     PAPER,
     PINK,
     REST,
-    SKY,
     Drawing,
     bare,
     canvas,
@@ -40,11 +40,15 @@ def effect_label(row: Row) -> str:
     return row["factor"] if plain else f"{row['factor']}={row['level']}"
 
 
-def effects(rows: list[Row], mde: list[Row], *, name: str, title: str) -> Drawing:
-    """One panel for each suite, one line for each effect (or interaction)."""
+def effects(results: Row, which: str, *, title: str) -> Drawing | None:
+    """One panel for each suite, one line for each of the `effects` or `interactions`."""
+    rows = results[which]
+    if not rows:
+        return None
+    alpha = 1 - results["confidence"]
     suites = list(dict.fromkeys(row["suite"] for row in rows))
     labels = list(dict.fromkeys(effect_label(row) for row in rows))
-    detectable = {row["suite"]: row["value"] for row in mde}
+    detectable = {row["suite"]: row["value"] for row in results["mde"]}
     with style():
         figure = canvas(8.6, 0.95 + 0.36 * len(labels))
         panels = figure.subplots(1, len(suites), sharey=True, sharex=True, squeeze=False)[0]
@@ -54,7 +58,8 @@ def effects(rows: list[Row], mde: list[Row], *, name: str, title: str) -> Drawin
                 axes.axvspan(-100 * band, 100 * band, color=GRID, alpha=0.55, linewidth=0, zorder=0)
             zero_line(axes)
             for row in (row for row in rows if row["suite"] == suite):
-                _line(axes, labels.index(effect_label(row)), row)
+                _line(axes, labels.index(effect_label(row)), row, alpha)
+            axes.margins(x=0.08)
             axes.set_title(suite)
             axes.set_xlabel("effect, points")
             bare(axes)
@@ -67,14 +72,15 @@ def effects(rows: list[Row], mde: list[Row], *, name: str, title: str) -> Drawin
             else f"{effect_label(row)} on {row['suite']} not estimable"
             for row in rows
         ]
-        return drawing(figure, name=name, title=title, alt=f"{title}. " + "; ".join(texts))
+        return drawing(figure, name=which, title=title, alt=f"{title}. " + "; ".join(texts))
 
 
-def _line(axes: Axes, y: int, row: Row) -> None:
+def _line(axes: Axes, y: int, row: Row, alpha: float) -> None:
+    """An effect and its interval; filled where it stands after correction."""
     if not row["estimable"]:
         axes.text(0, y, " not estimable", va="center", color=MUTED, fontsize=8)
         return
-    clear = row["low"] > 0 or row["high"] < 0
+    clear = row["p_adjusted"] <= alpha
     colour = BLUE if clear else MUTED
     axes.plot([100 * row["low"], 100 * row["high"]], [y, y], color=colour, linewidth=2.4)
     face = colour if clear else PAPER
@@ -86,7 +92,7 @@ def arm_colours(tables: Tables) -> dict[str, str]:
     colours = {arm: INK for arm in tables.arms("base")}
     if tables.control is not None:
         colours[tables.control] = ORANGE
-    colours |= dict(zip(tables.arms("variant"), [PINK, SKY, BROWN], strict=False))
+    colours |= dict(zip(tables.arms("variant"), [PINK, GREEN, BROWN], strict=False))
     colours[tables.reference] = BLUE
     return colours
 

@@ -49,7 +49,7 @@ def ladder(tables: Tables) -> Drawing | None:
         length.set_title("Complexity, tokens")
         for axes in (count, length):
             axes.set_xlabel("difficulty")
-            every = slice(None, None, max(1, len(levels) // 5))
+            every = slice(None, None, max(1, -(-len(levels) // 5)))
             axes.set_xticks(list(ticks)[every], names[every])
         for axes in (mix, count, length):
             bare(axes, grid="y")

@@ -8,6 +8,7 @@ import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any, Literal
 
 import matplotlib
 import seaborn as sns
@@ -15,11 +16,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 INK, MUTED, GRID, REST, PAPER = "#1b2431", "#5f6b79", "#dde2e8", "#b4bdc8", "#fffffe"
-BLUE, ORANGE, GREEN, PINK, SKY, BROWN = sns.color_palette("colorblind").as_hex()[0:3] + [
-    "#cc78bc",
-    "#56b4e9",
-    "#ca9161",
-]
+BLUE, ORANGE, GREEN, _, PINK, BROWN = sns.color_palette("colorblind", 6).as_hex()
 DARK = {
     INK: "#e8ecf1",
     MUTED: "#a3aebb",
@@ -64,7 +61,7 @@ def _uri(svg: str) -> str:
 @contextmanager
 def style() -> Iterator[None]:
     """Draw inside this: fonts, inks and a fixed SVG salt, so equal data give equal bytes."""
-    theme = sns.axes_style(
+    theme: Any = sns.axes_style(
         "whitegrid",
         {
             "axes.edgecolor": GRID,
@@ -77,7 +74,7 @@ def style() -> Iterator[None]:
             "axes.facecolor": "none",
         },
     )
-    fixed = {
+    fixed: Any = {
         "svg.hashsalt": "report",
         "svg.fonttype": "path",
         "font.family": "sans-serif",
@@ -90,7 +87,7 @@ def style() -> Iterator[None]:
         "legend.frameon": False,
         "lines.solid_capstyle": "round",
     }
-    with matplotlib.rc_context({**theme, **fixed}):
+    with matplotlib.rc_context(theme | fixed):
         yield
 
 
@@ -127,7 +124,7 @@ def zero_line(axes: Axes) -> None:
     axes.axvline(0, color=MUTED, linewidth=1, zorder=1)
 
 
-def bare(axes: Axes, *, grid: str = "x") -> None:
+def bare(axes: Axes, *, grid: Literal["x", "y", "both"] = "x") -> None:
     """Only the grid that helps reading."""
     sns.despine(ax=axes, left=True, bottom=True)
     axes.grid(visible=False)

@@ -8,12 +8,13 @@ and at its control (Box, Hunter and Hunter), so it has the same standard error a
 Which run variance the intervals use:
 - cells with several seeds: pooled within cells (t with its degrees of freedom);
 - no replicates: pooled interactions of order three and higher (2^4: 5 degrees of freedom);
+- a few replicates, fewer degrees of freedom than those interactions have: both pooled together;
 - neither: not estimable.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import combinations
@@ -81,6 +82,8 @@ class Design:
 
     levels: pd.DataFrame
     """(N, factors), index run id: the level names."""
+    arms: Sequence[str]
+    """(N,) the arm, that is the cell, of each run."""
     controls: Mapping[str, str]
     """factor -> its control level."""
     order: Mapping[str, tuple[str, ...]]
@@ -100,12 +103,25 @@ class Design:
     @cached_property
     def cell(self) -> np.ndarray:
         """(N,) index of each run's cell."""
-        return self.levels.groupby(list(self.levels.columns), sort=False).ngroup().to_numpy()
+        return pd.factorize(np.asarray(self.arms, dtype=object))[0]
 
     @property
     def replicated(self) -> bool:
         """Whether at least one cell has two or more runs."""
         return len(np.unique(self.cell)) < len(self.cell)
+
+    @cached_property
+    def _lack_of_fit(self) -> int:
+        """Degrees of freedom that interactions of order three and higher have in these cells."""
+        if not self.present or not self._all_estimable(2):
+            return 0
+        return len(np.unique(self.cell)) - int(np.linalg.matrix_rank(self._matrix(2)))
+
+    @property
+    def within(self) -> bool:
+        """Whether run variance comes from within cells alone."""
+        df = len(self.cell) - len(np.unique(self.cell))
+        return df > 0 and df >= self._lack_of_fit
 
     def _row(self, assigned: Mapping[str, str], degree: int) -> np.ndarray:
         """Model row of a marginal mean: factors not assigned are averaged over their levels."""
@@ -119,10 +135,10 @@ class Design:
                 else:
                     code[position] = 1.0
             codes[name] = code
-        parts = [np.ones(1)]
+        parts: list[np.ndarray] = [np.ones(1)]
         for size in range(1, degree + 1):
             for names in combinations(self.present, size):
-                product = np.ones(1)
+                product: np.ndarray = np.ones(1)
                 for name in names:
                     product = np.kron(product, codes[name])
                 parts.append(product)
@@ -141,16 +157,19 @@ class Design:
         """
         grid = int(np.prod([len(levels) for levels in self.present.values()]))
         complete = len(np.unique(self.cell)) == grid
-        full = [len(self.present)] if self.replicated and complete else []
-        for degree in [*full, 2, 1]:
-            inverse = np.linalg.pinv(self._matrix(degree))
-            if self.present and all(
-                self._hat(self._main(name, level, degree), degree, inverse) is not None
-                for name, levels in self.present.items()
-                for level in levels[:-1]
-            ):
+        for degree in [*([len(self.present)] if self.within and complete else []), 2, 1]:
+            if self.present and self._all_estimable(degree):
                 return degree
         return 0
+
+    def _all_estimable(self, degree: int) -> bool:
+        """Whether the model of this degree tells every main effect from all its other terms."""
+        inverse = np.linalg.pinv(self._matrix(degree))
+        return all(
+            self._hat(self._main(name, level, degree), degree, inverse) is not None
+            for name, levels in self.present.items()
+            for level in levels[:-1]
+        )
 
     def _main(self, name: str, level: str, degree: int) -> np.ndarray:
         control = self.controls[name]
@@ -189,7 +208,7 @@ class Design:
     def run_variance(self, means: np.ndarray) -> RunVariance:
         """The variance of a run, pooled over the design, from the runs' means (N,)."""
         count = len(means)
-        if self.replicated:
+        if self.within:
             frame = pd.Series(means).groupby(self.cell)
             squares = float(((pd.Series(means) - frame.transform("mean")) ** 2).sum())
             df = count - len(np.unique(self.cell))
@@ -199,7 +218,10 @@ class Design:
             residual = means - matrix @ (self._inverse @ means)
             squares = float(residual @ residual)
             df = count - int(np.linalg.matrix_rank(matrix))
-            source = f"run-level model, pooled interactions of order three and higher, t({df})"
+            pooled = "variance within cells and " if self.replicated else ""
+            source = (
+                f"run-level model, pooled {pooled}interactions of order three and higher, t({df})"
+            )
         else:
             squares, df = 0.0, 0
         if df == 0:

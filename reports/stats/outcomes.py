@@ -99,10 +99,10 @@ def outcome(items: pd.DataFrame, measure: str, suites: dict[str, list[str]]) -> 
         table = part.pivot_table(
             index="run", columns="item", values=measure, aggfunc="mean", dropna=False
         )
-        name = (str(suite), str(benchmark))
-        scores[name] = table.reindex(runs)
+        key = (str(suite), str(benchmark))
+        scores[key] = table.reindex(runs)
         cluster = part.drop_duplicates("item").set_index("item")["cluster"].astype(str)
-        clusters[name] = pd.factorize(cluster.loc[table.columns])[0]
+        clusters[key] = pd.factorize(cluster.loc[table.columns])[0]
     weights: dict[Key, dict[Benchmark, float]] = {}
     for suite, names in suites.items():
         for name in names:
@@ -111,8 +111,8 @@ def outcome(items: pd.DataFrame, measure: str, suites: dict[str, list[str]]) -> 
         weights[(suite, None)] = {(suite, name): 1 / len(names) for name in names}
     if len(suites) > 1:
         weights[("all", None)] = {
-            name: weight / len(suites)
+            benchmark: weight / len(suites)
             for suite in suites
-            for name, weight in weights[(suite, None)].items()
+            for benchmark, weight in weights[(suite, None)].items()
         }
     return Outcome(scores=scores, clusters=clusters, weights=weights)

@@ -1,0 +1,157 @@
+"""Items, clusters, contrasts, corrections and power."""
+
+import numpy as np
+import pandas as pd
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from statsmodels.stats.multitest import multipletests
+from statsmodels.stats.power import TTestPower
+
+from reports.stats.bootstrap import effect_draws, mcnemar_exact, resample_clusters
+from reports.stats.contrasts import against_base, against_trained, satterthwaite
+from reports.stats.effects import RunVariance
+from reports.stats.multiplicity import adjust, holm
+from reports.stats.outcomes import Outcome, cluster_variance, outcome
+from reports.stats.power import minimum_detectable_effect, power_of
+
+SUITES = {"hard": ["x", "y"], "easy": ["z"]}
+
+
+def made_outcome(missing: bool = False) -> Outcome:
+    generator = np.random.default_rng(1)
+    rows = [
+        {"run": run, "suite": suite, "benchmark": name, "item": f"{name}{i}", "cluster": i // 3}
+        | {"attempt": 0, "score": float(generator.random() < 0.6)}
+        for run in ("r0", "r1", "r2")
+        for suite, names in SUITES.items()
+        for name in names
+        for i in range(60 if name == "x" else 30)
+        if not (missing and run == "r2" and name == "y")
+    ]
+    found = outcome(pd.DataFrame(rows), "score", SUITES)
+    assert found is not None
+    return found
+
+
+def test_a_suite_is_the_mean_of_its_benchmarks_and_all_of_the_suites() -> None:
+    found = made_outcome()
+    x, y, z = (found.means["hard", "x"], found.means["hard", "y"], found.means["easy", "z"])
+    assert found.means["hard", None].tolist() == pytest.approx(((x + y) / 2).tolist())
+    assert found.means["all", None].tolist() == pytest.approx((((x + y) / 2 + z) / 2).tolist())
+    assert found.items(("hard", None), ["r0"]) == 90
+
+
+def test_a_run_without_a_benchmark_has_no_suite_mean() -> None:
+    found = made_outcome(missing=True)
+    assert np.isnan(found.means["hard", None]["r2"])
+    assert np.isnan(found.means["all", None]["r2"])
+    assert not np.isnan(found.means["easy", None]["r2"])
+
+
+def test_unscored_items_are_left_out_and_attempts_are_averaged() -> None:
+    rows = [
+        ("r", 0, 0, 1.0),
+        ("r", 0, 1, 0.0),
+        ("r", 1, 0, None),
+        ("r", 2, 0, 1.0),
+    ]
+    items = pd.DataFrame(rows, columns=["run", "item", "attempt", "score"])
+    items = items.assign(
+        suite="s", benchmark="b", cluster=items["item"], item=items["item"].map(str)
+    )
+    items["score"] = items["score"].astype(float)
+    found = outcome(items, "score", {"s": ["b"]})
+    assert found is not None
+    assert found.means["s", None]["r"] == pytest.approx((0.5 + 1.0) / 2)
+    assert found.items(("s", None), ["r"]) == 2
+    assert outcome(items, "faithful", {"s": ["b"]}) is None
+
+
+def test_clusters_of_one_item_give_the_plain_standard_error() -> None:
+    value = np.random.default_rng(2).random(50)
+    variance, count = cluster_variance(value, np.arange(50))
+    assert count == 50
+    assert variance == pytest.approx(value.var(ddof=1) / 50)
+
+
+def test_items_of_a_cluster_that_agree_count_as_one() -> None:
+    value = np.random.default_rng(3).random(20)
+    repeated, _ = cluster_variance(np.repeat(value, 4), np.repeat(np.arange(20), 4))
+    single, _ = cluster_variance(value, np.arange(20))
+    assert repeated == pytest.approx(single)
+    assert np.isnan(cluster_variance(value, np.zeros(20))[0])
+
+
+def test_the_bootstrap_agrees_with_the_cluster_robust_variance() -> None:
+    found = made_outcome()
+    bootstrap = resample_clusters(found, draws=4000)
+    key = ("hard", None)
+    variance, _ = found.item_variance(key, ["r0"], ["r1"])
+    drawn = bootstrap.means(key, ["r0"]) - bootstrap.means(key, ["r1"])
+    assert drawn.std() == pytest.approx(np.sqrt(variance), rel=0.1)
+    low, high = bootstrap.interval(key, ["r0"], ["r1"], confidence=0.95)
+    delta = found.means[key]["r0"] - found.means[key]["r1"]
+    assert low is not None and high is not None and low < delta < high
+
+
+def test_resampled_seeds_widen_an_effect_and_single_runs_do_not() -> None:
+    weights = np.array([0.5, 0.5, -0.5, -0.5])
+    draws = np.tile([0.7, 0.6, 0.5, 0.4], (500, 1))
+    replicated = effect_draws(draws, weights, np.array([0, 0, 1, 1]))
+    assert replicated.mean() == pytest.approx(0.2, abs=0.02)
+    assert replicated.std() > 0.03
+    assert effect_draws(draws, weights, np.arange(4)).std() == pytest.approx(0)
+
+
+def test_two_trained_arms_differ_by_pooled_run_variance() -> None:
+    run = RunVariance(value=0.02**2, df=5, source="pooled")
+    found = against_trained(0.05, 1, 2, run, confidence=0.95)
+    assert found.se == pytest.approx(0.02 * np.sqrt(1.5))
+    assert found.df == 5
+
+
+def test_the_base_has_no_run_variance_but_its_items_vary() -> None:
+    run = RunVariance(value=0.02**2, df=5, source="pooled")
+    found = against_base(0.05, 1, run, (0.01**2, 60), confidence=0.95)
+    assert found.se == pytest.approx(np.sqrt(0.02**2 + 0.01**2))
+    assert found.df == pytest.approx((5e-4) ** 2 / ((4e-4) ** 2 / 5 + (1e-4) ** 2 / 60))
+    none = RunVariance(value=None, df=0, source="one run per cell")
+    assert not against_base(0.05, 1, none, (0.01**2, 60), confidence=0.95).estimable
+    assert not against_trained(0.05, 1, 1, none, confidence=0.95).estimable
+
+
+@given(st.floats(1e-6, 1), st.floats(1, 50), st.floats(1e-6, 1), st.floats(1, 50))
+def test_satterthwaite_lies_between_the_smaller_and_the_sum(
+    v: float, df_v: float, w: float, df_w: float
+) -> None:
+    total, df = satterthwaite([(v, df_v), (w, df_w)])
+    assert total == pytest.approx(v + w)
+    assert min(df_v, df_w) * (1 - 1e-9) <= df <= (df_v + df_w) * (1 + 1e-9)
+
+
+def test_mcnemar_counts_discordant_pairs_only() -> None:
+    first = pd.Series([1, 1, 1, 1, 1, 0, 1, 0, None])
+    second = pd.Series([0, 0, 0, 0, 0, 1, 1, 0, 1])
+    assert mcnemar_exact(first, second) == pytest.approx(2 * 7 / 64)
+    assert mcnemar_exact(first, first) is None
+
+
+@given(st.lists(st.floats(0, 1), min_size=1, max_size=12))
+def test_holm_agrees_with_statsmodels(p: list[float]) -> None:
+    assert holm(p) == pytest.approx(multipletests(p, method="holm")[1])
+
+
+def test_what_is_not_estimable_is_no_member_of_its_family() -> None:
+    assert adjust([0.01, None, 0.04], "holm") == pytest.approx([0.02, None, 0.04])
+    assert adjust([0.01, None], "none") == [0.01, None]
+    with pytest.raises(ValueError, match="holm or none"):
+        adjust([0.01], "tukey")
+
+
+def test_the_detectable_effect_has_the_power_it_claims() -> None:
+    found = minimum_detectable_effect(0.01, 5)
+    assert power_of(found, 0.01, 5, 0.05) == pytest.approx(0.8, abs=1e-6)
+    one_sample = TTestPower().solve_power(nobs=6, alpha=0.05, power=0.8)
+    assert found / 0.01 == pytest.approx(one_sample * np.sqrt(6), rel=1e-4)
+    assert minimum_detectable_effect(1, np.inf) == pytest.approx(2.8016, abs=1e-3)
