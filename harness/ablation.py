@@ -13,6 +13,7 @@ from typing import Any, Literal
 from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
+import benchmarks
 import observe
 from benchmarks.config import EvaluateConfig
 from observe.config import (
@@ -27,6 +28,12 @@ from observe.errors import InputError
 
 RECIPES = Path(observe.__file__).resolve().parent.parent / "recipes"
 """Where named recipes live."""
+
+SUITES = Path(benchmarks.__file__).resolve().parent / "suites.yaml"
+"""Suite -> benchmarks."""
+
+RESERVED = ("run", "arm", "seed", "kind", "prompt", "code")
+"""Columns of the runs table beside the factors."""
 
 Levels = dict[str, str]
 """Factor -> level."""
@@ -102,7 +109,7 @@ class Report:
 
     confidence: float = 0.95
     """Level of the intervals."""
-    correction: Literal["holm", "bonferroni", "fdr_bh", "none"] = "holm"
+    correction: Literal["holm", "none"] = "holm"
     """Correction for multiple comparisons within a family."""
     planned_contrasts: tuple[Contrast, ...] = ()
     """Comparisons that the sweep was made for."""
@@ -343,6 +350,8 @@ def _check(ablation: Ablation, source: str) -> None:
         key = f"factors.{name}"
         if not re.fullmatch(r"[A-Za-z_]\w*", name):
             fail(key, "a factor's name consists of letters, digits and '_'")
+        if name in RESERVED or name.startswith("train_"):
+            fail(key, "a column of the result tables has this name; rename the factor")
         if len(factor.levels) < 2:
             fail(f"{key}.levels", "at least two levels are needed")
         if factor.control not in factor.levels:
@@ -379,8 +388,9 @@ def _check(ablation: Ablation, source: str) -> None:
             fail(f"{key}.hours", f"expected more than 0, got {resources.hours}")
     if not 0 < ablation.report.confidence < 1:
         fail("report.confidence", f"expected between 0 and 1, got {ablation.report.confidence}")
-    if "prompt" in ablation.evaluate:
-        fail("evaluate.prompt", "each arm is evaluated under its own prompt; remove this key")
+    for name, whose in (("prompt", "prompt"), ("model", "trained model")):
+        if name in ablation.evaluate:
+            fail(f"evaluate.{name}", f"each arm is evaluated with its own {whose}; remove this key")
 
 
 def _check_levels(ablation: Ablation, levels: Levels, key: str, source: str) -> None:
@@ -395,21 +405,21 @@ def _check_levels(ablation: Ablation, levels: Levels, key: str, source: str) -> 
 
 def _check_settings(ablation: Ablation, start: dict[str, Any], source: str) -> None:
     """Every setting must exist with the right type, and belong to one factor."""
-    sections = {"set": ablation.set}
+    _check_section(ablation.set, "set", source)
     owner: dict[str, str] = {}
     for name, factor in ablation.factors.items():
-        configs: dict[str, str] = {}
+        configs: dict[str, TrainConfig] = {}
         for level, settings in factor.levels.items():
             key = f"factors.{name}.levels.{level}"
-            sections[key] = settings
-            config = train_config(start, settings, f"{source}: {key}")
+            _check_section(settings, key, source)
+            config = _level_config(ablation, start, settings, f"{source}: {key}")
             for other, same in configs.items():
-                if same == repr(config):
+                if same == config:
                     raise InputError(
                         f"{source}: {key}: the same settings as level {other!r}; a factor's "
                         "levels must differ"
                     )
-            configs[level] = repr(config)
+            configs[level] = config
             for setting in settings:
                 for taken, by in owner.items():
                     if by != name and _overlap(setting, taken):
@@ -420,24 +430,44 @@ def _check_settings(ablation: Ablation, start: dict[str, Any], source: str) -> N
                 owner[setting] = name
     for name, variant in ablation.variants.items():
         key = f"variants.{name}.set"
-        sections[key] = variant.set
+        _check_section(variant.set, key, source)
         train_config(start, variant.set, f"{source}: {key}")
-    for key, settings in sections.items():
-        for setting, value in settings.items():
-            if setting == "seed":
-                remedy = "use 'seeds', or a variant's 'seed'"
-                raise InputError(
-                    f"{source}: {key}.seed: the seed is no setting of an arm; {remedy}"
-                )
-            if isinstance(value, dict):
-                inner = ", ".join(f"{setting}.{name}" for name in value)
-                raise InputError(
-                    f"{source}: {key}.{setting}: expected a single value; write dotted keys "
-                    f"({inner})"
-                )
-    from_mapping(
-        EvaluateConfig, {**ablation.evaluate, "prompt": "think"}, source=source, key="evaluate"
-    )
+    evaluate = from_mapping(EvaluateConfig, ablation.evaluate, source=source, key="evaluate")
+    suites = load_yaml(SUITES)
+    for suite in evaluate.suites:
+        if suite not in suites:
+            raise InputError(
+                f"{source}: evaluate.suites: unknown suite {suite!r}; suites: {', '.join(suites)}"
+            )
+
+
+def _level_config(
+    ablation: Ablation, start: dict[str, Any], settings: dict[str, Any], source: str
+) -> TrainConfig:
+    """A level on its own or, where it makes no sense alone, with the others' reference levels."""
+    try:
+        return train_config(start, settings, source)
+    except InputError as alone:
+        for name, level in ablation.reference.items():
+            start = with_overrides(start, ablation.factors[name].levels[level])
+        try:
+            return train_config(start, settings, source)
+        except InputError:
+            raise alone from None
+
+
+def _check_section(settings: dict[str, Any], key: str, source: str) -> None:
+    for setting, value in settings.items():
+        if setting == "seed":
+            raise InputError(
+                f"{source}: {key}.seed: the seed is no setting of an arm; use 'seeds', or a "
+                "variant's 'seed'"
+            )
+        if isinstance(value, dict):
+            inner = ", ".join(f"{setting}.{name}" for name in value)
+            raise InputError(
+                f"{source}: {key}.{setting}: expected a single value; write dotted keys ({inner})"
+            )
 
 
 def _overlap(one: str, other: str) -> bool:

@@ -16,6 +16,9 @@ def run_command(command: Callable[[], int]) -> int:
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        print("stopped; run the same command again to go on", file=sys.stderr)
+        return 1
     except BrokenPipeError:  # The reader of a pipe has seen enough.
         sys.stderr.close()
         return 0

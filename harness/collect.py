@@ -48,10 +48,9 @@ def collect(store: Store, *, command: str | None = None) -> Path | None:
     if not runs:
         return None
     store.results.mkdir(parents=True, exist_ok=True)
-    items = _items(store, runs)
     tables = {
         "runs": _runs(store, plan, runs, statuses),
-        "items": items,
+        "items": _items(store, runs),
         "responses": _responses(store, runs),
         "questions": _questions(store, runs),
         "curves": _curves(store, plan, done),
@@ -62,7 +61,8 @@ def collect(store: Store, *, command: str | None = None) -> Path | None:
         _write_parquet(table, store.results / f"{name}.parquet")
     configs = {run.arm: run.config for run in reversed(plan.runs) if run.config is not None}
     _write_json(dict(sorted(configs.items())), store.results / "configs.json")
-    document = _sweep(sweep, plan, items, _flags(store, sweep, plan, done))
+    first_items = _read_jsonl(store.folder(runs[0].stages["evaluate"]) / "items.jsonl")
+    document = _sweep(sweep, plan, first_items, _flags(store, sweep, plan, done))
     document["provenance"] |= {
         "command": command,
         "code": sorted({status.code for status in statuses.values() if status.code}),
@@ -113,7 +113,7 @@ def _runs(store: Store, plan: Plan, runs: list[Run], statuses: dict[str, Status]
                 }
             row["train_seconds"] = statuses[stage].seconds
         rows.append(row)
-    return pd.DataFrame(rows).sort_values(["kind", "arm", "seed"]).reset_index(drop=True)
+    return pd.DataFrame(rows)
 
 
 def _short(mechanism: str) -> str:
@@ -243,12 +243,8 @@ def _flags(store: Store, sweep: dict[str, Any], plan: Plan, done: set[str]) -> l
 
 
 def _sweep(
-    sweep: dict[str, Any], plan: Plan, items: pd.DataFrame, flags: list[dict[str, Any]]
+    sweep: dict[str, Any], plan: Plan, first_items: pd.DataFrame, flags: list[dict[str, Any]]
 ) -> dict[str, Any]:
-    suites = {
-        str(suite): sorted(part["benchmark"].unique())
-        for suite, part in items.groupby("suite", sort=True)
-    }
     return {
         "name": plan.name,
         "design": sweep["design"],
@@ -258,7 +254,10 @@ def _sweep(
         },
         "reference": sweep["reference"],
         "reference_arm": plan.reference_arm,
-        "suites": suites,
+        "suites": {
+            str(suite): list(dict.fromkeys(part["benchmark"]))
+            for suite, part in first_items.groupby("suite", sort=False)
+        },
         "planned_contrasts": sweep["report"]["planned_contrasts"],
         "resolution": None,
         "aliases": {},

@@ -6,7 +6,6 @@ from collections.abc import Callable
 from typing import Any, Literal
 
 from harness.ablation import Ablation, Levels
-from observe.errors import InputError
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -26,19 +25,11 @@ class Cell:
 
 
 def cells(ablation: Ablation) -> list[Cell]:
-    """The cells of the design, once per seed, without what is excluded.
-
-    Raises InputError when the reference is not among them.
-    """
+    """The cells of the design, once per seed, without what is excluded."""
     chosen: dict[str, Levels] = {}
     for levels in DESIGNS[ablation.design](ablation):
         if not any(excluded.items() <= levels.items() for excluded in ablation.exclude):
             chosen[arm_name(ablation, levels)] = levels
-    if reference_arm(ablation) not in chosen:
-        raise InputError(
-            f"{ablation.name}: reference: arm {reference_arm(ablation)!r} is not among the "
-            f"{len(chosen)} planned arms; choose one of them ({', '.join(chosen)})"
-        )
     return [
         Cell(arm=arm, levels=levels, seed=seed, overrides=_settings(ablation, levels))
         for arm, levels in chosen.items()
@@ -82,7 +73,7 @@ def full_factorial(ablation: Ablation) -> list[Levels]:
     """Every combination of levels, the control first."""
     names = list(ablation.factors)
     choices = [
-        sorted(factor.levels, key=lambda level, control=factor.control: level != control)
+        [factor.control, *(level for level in factor.levels if level != factor.control)]
         for factor in ablation.factors.values()
     ]
     return [dict(zip(names, levels, strict=True)) for levels in itertools.product(*choices)]

@@ -7,6 +7,7 @@ are the same stage: run once, shared by all arms that need it, and found again b
 import dataclasses
 import hashlib
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
 
@@ -15,7 +16,7 @@ from harness import design
 from harness.ablation import Ablation, Levels, Resources, train_config
 from harness.fingerprint import fingerprint_model, fingerprint_questions
 from harness.store import write_atomically
-from observe.config import EMBEDDED, TrainConfig, from_mapping, to_mapping
+from observe.config import EMBEDDED, TrainConfig, from_mapping, to_mapping, with_overrides
 from observe.errors import InputError
 
 
@@ -90,26 +91,29 @@ class Plan:
     """Id -> stage; a stage comes after what it consumes."""
 
 
-def make_plan(ablation: Ablation, start: dict[str, Any]) -> Plan:
-    """The plan of an ablation (``harness.ablation.load_ablation``). Raises InputError."""
+def make_plan(ablation: Ablation, start: dict[str, Any], source: str) -> Plan:
+    """The plan of an ablation and the settings every arm starts from (``load_ablation``).
+
+    ``source`` is the file, for messages. Raises InputError for arms that are not planned, or whose
+    names collide, and for damaged input files.
+    """
+    cells, variants = design.cells(ablation), design.variants(ablation)
+    _check_arms(ablation, cells, source)
     builder = _Builder(ablation)
     trained = [
-        builder.trained(cell, train_config(start, {**cell.overrides, "seed": cell.seed}, cell.arm))
-        for cell in design.cells(ablation) + design.variants(ablation)
+        builder.trained(
+            cell,
+            train_config(start, {**cell.overrides, "seed": cell.seed}, f"{source}: arm {cell.arm}"),
+        )
+        for cell in cells + variants
     ]
-    names = [(run.arm, run.kind) for run in trained]
-    for name, kind in names:
-        if kind == "variant" and (name, "cell") in names:
-            raise InputError(
-                f"{ablation.name}: variants.{name}: an arm of the design has this name; rename it"
-            )
-    known = {run.arm for run in trained} | {run.arm for run in builder.bases}
+    known = dict.fromkeys(run.arm for run in trained + builder.bases)
     for i, contrast in enumerate(ablation.report.planned_contrasts):
         for key in ("arm", "against"):
-            if getattr(contrast, key) not in known:
+            if (arm := getattr(contrast, key)) not in known:
                 raise InputError(
-                    f"{ablation.name}: report.planned_contrasts[{i}].{key}: unknown arm "
-                    f"{getattr(contrast, key)!r}; arms: {', '.join(sorted(known))}"
+                    f"{source}: report.planned_contrasts[{i}].{key}: unknown arm {arm!r}; "
+                    f"arms: {', '.join(known)}"
                 )
     return Plan(
         name=ablation.name,
@@ -117,6 +121,21 @@ def make_plan(ablation: Ablation, start: dict[str, Any]) -> Plan:
         runs=builder.bases + trained,
         stages=builder.stages,
     )
+
+
+def _check_arms(ablation: Ablation, cells: list[design.Cell], source: str) -> None:
+    arms = dict.fromkeys(cell.arm for cell in cells)
+    reference = design.reference_arm(ablation)
+    if reference not in arms:
+        raise InputError(
+            f"{source}: reference: arm {reference!r} is not among the {len(arms)} planned arms; "
+            f"choose one of them ({', '.join(arms)})"
+        )
+    for name in ablation.variants:
+        if name in arms:
+            raise InputError(
+                f"{source}: variants.{name}: an arm of the design has this name; rename it"
+            )
 
 
 class _Builder:
@@ -225,22 +244,28 @@ def _needs_ladder(config: TrainConfig) -> bool:
     )
 
 
+FINGERPRINTS: dict[str, Callable[[Path], str]] = {
+    "model": fingerprint_model,
+    "model.path": fingerprint_model,
+    "source": fingerprint_questions,
+    "data.source": fingerprint_questions,
+}
+"""Settings of any stage that may be a path -> what makes the fingerprint of its content."""
+
+
 def _by_content(config: dict[str, Any]) -> dict[str, Any]:
-    """The config with paths replaced by fingerprints of what they name."""
+    """The config with paths replaced by fingerprints of what they name.
 
-    def replaced(mapping: dict[str, Any], key: str, fingerprint: Any) -> dict[str, Any]:
-        path = mapping.get(key)
-        named = isinstance(path, str) and path != EMBEDDED and Path(path).exists()
-        return {**mapping, key: fingerprint(Path(path))} if named else mapping
-
-    config = replaced(replaced(config, "model", fingerprint_model), "source", fingerprint_questions)
-    for section, key, fingerprint in (
-        ("model", "path", fingerprint_model),
-        ("data", "source", fingerprint_questions),
-    ):
-        if isinstance(config.get(section), dict):
-            config = {**config, section: replaced(config[section], key, fingerprint)}
-    return config
+    An ablation's paths are absolute; anything else is a name: glyphs, a Hub id.
+    """
+    found = {}
+    for setting, fingerprint in FINGERPRINTS.items():
+        value: Any = config
+        for key in setting.split("."):
+            value = value.get(key) if isinstance(value, dict) else None
+        if isinstance(value, str) and Path(value).is_absolute():
+            found[setting] = fingerprint(Path(value))
+    return with_overrides(config, found)
 
 
 def write_plan(plan: Plan, path: Path) -> None:

@@ -195,7 +195,9 @@ class _Interruption:
 def _interruptible() -> Iterator[_Interruption]:
     """SIGTERM and SIGINT raise Cancelled while armed; whoever handled them before still hears."""
     interruption = _Interruption()
-    previous: dict[int, Any] = {}
+    previous: dict[int, Any] = {
+        number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)
+    }
 
     def stop(number: int, frame: Any) -> None:
         if callable(previous[number]) and previous[number] is not signal.default_int_handler:
@@ -204,11 +206,10 @@ def _interruptible() -> Iterator[_Interruption]:
             interruption.armed = False
             raise Cancelled
 
-    for number in (signal.SIGTERM, signal.SIGINT):
-        previous[number] = signal.getsignal(number)
-        signal.signal(number, stop)
+    for handled in previous:
+        signal.signal(handled, stop)
     try:
         yield interruption
     finally:
-        for number, handler in previous.items():
-            signal.signal(number, handler)
+        for handled, handler in previous.items():
+            signal.signal(handled, handler)

@@ -26,7 +26,7 @@ def main(arguments: list[str] | None = None) -> int:
 def _print(options: Namespace) -> int:
     overrides = cli.overrides_of(options.seeds, options.set)
     ablation, start = load_ablation(Path(options.file), overrides)
-    plan = make_plan(ablation, start)
+    plan = make_plan(ablation, start, options.file)
     print(describe(plan, ablation, Store(Path(options.out) / plan.name), jobs=options.jobs))
     return 0
 

@@ -31,7 +31,7 @@ def sweep(options: Namespace, command: str) -> int:
     began = time.monotonic()
     overrides = cli.overrides_of(options.seeds, options.set)
     ablation, start = load_ablation(Path(options.file), overrides)
-    plan = make_plan(ablation, start)
+    plan = make_plan(ablation, start, options.file)
     store = Store(Path(options.out) / plan.name)
     print(describe(plan, ablation, store, jobs=options.jobs), flush=True)
     if options.dry_run:

@@ -43,6 +43,10 @@ def stage(
         for step in range(int(config["seconds"] * 100)):
             progress(step, int(config["seconds"] * 100), "asleep")
             time.sleep(0.01)
+    if do == "stubborn":
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, signal.SIG_IGN)
+        time.sleep(60)
     if do == "unwritable":
         return {"value": object()}
     consumed = {role: json.loads((p / "result.json").read_text()) for role, p in inputs.items()}

@@ -1,0 +1,217 @@
+"""The ablation file: what it says, and what is said about mistakes in it."""
+
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from sweeps import plan_of, write_ablation
+
+from harness import plan as plan_command
+from harness import sweep as sweep_command
+from harness.ablation import load_ablation, parse_override, to_plain
+from harness.store import write_yaml
+from observe.errors import InputError
+
+ROOT = Path(__file__).parents[2]
+
+
+def test_level_names_are_words(tmp_path: Path) -> None:
+    file = write_ablation(tmp_path)
+    (tmp_path / "levels.yaml").write_text(
+        """
+name: levels
+recipe: recipe.yaml
+factors:
+  group: {control: 4, levels: {4: {}, 8: {rollout.group_size: 8}}}
+  shuffle: {control: false, levels: {false: , true: {reward.shuffle: true}}}
+  heat: {control: off, levels: {off: {}, on: {rollout.temperature: 2}}}
+design: leave_one_out
+reference: {group: 8, shuffle: true, heat: on}
+exclude: [{group: 4}]
+""",
+        encoding="utf-8",
+    )
+    ablation, _ = load_ablation(tmp_path / "levels.yaml")
+    assert list(ablation.factors["group"].levels) == ["4", "8"]
+    assert ablation.reference == {"group": "8", "shuffle": "true", "heat": "on"}
+    assert ablation.exclude == ({"group": "4"},)
+    run = plan_of(tmp_path / "levels.yaml").runs[1]
+    assert run.config["rollout"]["temperature"] == 2.0 and run.config["reward"]["shuffle"]
+    assert file.exists()
+
+
+def test_settings_come_from_recipe_file_factors_and_variant_in_this_order(tmp_path: Path) -> None:
+    changes = {"set": {"rollout.group_size": 6, "optim.lr": 0.5}}
+    plan = plan_of(write_ablation(tmp_path, changes), {"optim.lr": 0.25, "evaluate.limit": 7})
+    placebo = next(run for run in plan.runs if run.arm == "placebo")
+    assert placebo.config["data"]["size"] == 48
+    assert placebo.config["rollout"]["group_size"] == 6
+    assert placebo.config["optim"]["lr"] == 0.25
+    assert placebo.config["reward"]["shuffle"] is True
+    assert plan.stages[placebo.stages["evaluate"]].config["limit"] == 7
+
+
+def test_the_resolved_file_makes_the_same_plan(tmp_path: Path) -> None:
+    file = write_ablation(tmp_path, {"set": {"optim.lr": 0.5}})
+    ablation, _ = load_ablation(file, {"seeds": [3, 4], "data.size": 24})
+    elsewhere = tmp_path / "elsewhere"
+    write_yaml(elsewhere / "sweep.yaml", to_plain(ablation))
+    assert plan_of(elsewhere / "sweep.yaml") == plan_of(file, {"seeds": [3, 4], "data.size": 24})
+
+
+def test_overrides_are_yaml() -> None:
+    assert parse_override("data.size=24") == ("data.size", 24)
+    assert parse_override("seeds=[1, 2]") == ("seeds", [1, 2])
+    assert parse_override("reference.format=on") == ("reference.format", "on")
+    assert parse_override("weighting.sigma=null") == ("weighting.sigma", None)
+
+
+FORMAT_ON = "factors.format.levels.on"
+BAD = [
+    ({"factor": {}}, "factor: unknown key; did you mean 'factors'?"),
+    ({"design": "fractional"}, "design: expected one of full_factorial, leave_one_out, arms"),
+    ({"name": "a/b"}, "name: 'a/b' is no folder name"),
+    ({"seeds": "0"}, "seeds: expected tuple[int, ...], got '0'"),
+    ({"seeds": [0, 0]}, "seeds: expected different integers"),
+    ({"seeds": [0.5]}, "seeds[0]: expected int, got 0.5"),
+    ({"recipe": "glyph"}, "recipe: 'glyph' is neither a named recipe"),
+    ({"recipe": "missing.yaml"}, "recipe: 'missing.yaml' is neither a named recipe"),
+    ({"reference.format": "maybe"}, "reference.format: unknown level 'maybe'; levels: off, on"),
+    ({"reference.colour": "on"}, "reference: unknown factor 'colour'; factors: curriculum"),
+    ({"reference": {"format": "on"}}, "reference: no level for curriculum, bonus"),
+    ({"factors.format.control": "none"}, "factors.format.control: unknown level 'none'"),
+    ({"factors.format.levels": {"off": {}}}, "factors.format.levels: at least two levels"),
+    ({"factors": {}}, "factors: at least one factor is needed"),
+    ({"factors.arm": {"control": "a", "levels": {"a": {}, "b": {}}}}, "factors.arm: a column"),
+    (
+        {FORMAT_ON: {"reward.fromat": "observe"}},
+        f"{FORMAT_ON}: reward.fromat: unknown key; did you mean 'format'?",
+    ),
+    ({FORMAT_ON: {"prompt": "see"}}, f"{FORMAT_ON}: prompt: expected one of plain, think, observe"),
+    ({FORMAT_ON: {"rollout.top_p": "x"}}, f"{FORMAT_ON}: rollout.top_p: expected float, got 'x'"),
+    ({FORMAT_ON: {"prompt": "think", "reward.format": "think"}}, f"{FORMAT_ON}: the same settings"),
+    ({FORMAT_ON: {"seed": 3}}, f"{FORMAT_ON}.seed: the seed is no setting of an arm; use 'seeds'"),
+    (
+        {FORMAT_ON: {"reward": {"format": "observe"}}},
+        f"{FORMAT_ON}.reward: expected a single value; write dotted keys (reward.format)",
+    ),
+    (
+        {"factors.bonus.levels.on": {"reward.format": "none"}},
+        "factors.bonus.levels.on: reward.format is also set by factor 'format'",
+    ),
+    ({"arms": [{}]}, "arms: list the arms here with design arms, and only with it"),
+    ({"design": "arms"}, "arms: list the arms here with design arms, and only with it"),
+    ({"exclude": [{"format": "x"}]}, "exclude[0].format: unknown level 'x'"),
+    ({"exclude": [{}]}, "exclude[0]: names no level"),
+    ({"exclude": [{"format": "on"}]}, "reference: arm 'curriculum+format+bonus' is not among"),
+    ({"variants.placebo": {"sets": {}}}, "variants.placebo.sets: unknown key; did you mean 'set'?"),
+    ({"variants.placebo.set": {"x": 1}}, "variants.placebo.set: x: unknown key"),
+    ({"variants.control": {"seed": 5}}, "variants.control: an arm of the design has this name"),
+    ({"evaluate.suites": ["reason"]}, "evaluate.suites: unknown suite 'reason'; suites: reasoning"),
+    ({"evaluate.limits": 3}, "evaluate.limits: unknown key; did you mean 'limit'?"),
+    ({"evaluate.prompt": "think"}, "evaluate.prompt: each arm is evaluated with its own prompt"),
+    ({"resources.train.cpus": 0}, "resources.train.cpus: expected 1 or more, got 0"),
+    ({"resources.trian": {}}, "resources.trian: unknown key; did you mean 'train'?"),
+    ({"report.confidence": 95}, "report.confidence: expected between 0 and 1, got 95"),
+    (
+        {"report.planned_contrasts": [{"arm": "format", "against": "base"}]},
+        "report.planned_contrasts[0].against: unknown arm 'base'; arms: control, bonus, format",
+    ),
+    ({"set": {"model.path": "./models/none"}}, "set: model.path: './models/none' not found"),
+    ({"set": {"data.source": "none.jsonl"}}, "set: data.source: 'none.jsonl' not found"),
+    ({"set": {"data.source": "broken.jsonl"}}, "broken.jsonl:2: not a JSON object"),
+    ({"set": {"data.source": "lost.jsonl"}}, "lost.jsonl:1: images: 'a.png' not found"),
+]
+
+
+@pytest.mark.parametrize(("changes", "message"), BAD)
+def test_mistakes_are_said_with_file_key_and_remedy_and_nothing_is_written(
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    changes: dict[str, Any],
+    message: str,
+) -> None:
+    (tmp_path / "broken.jsonl").write_text('{"id": "1"}\n{"id": \n')
+    (tmp_path / "lost.jsonl").write_text('{"id": "1", "images": ["a.png"]}\n')
+    file = write_ablation(tmp_path, changes)
+    assert sweep_command.main([str(file), "--out", str(tmp_path / "runs")]) == 2
+    said = capsys.readouterr().err
+    assert message in said, said
+    assert said.startswith("error: ") and said.count("\n") == 1
+    assert str(tmp_path) in said
+    assert not (tmp_path / "runs").exists()
+
+
+def test_a_hub_id_is_taken_as_it_is(tmp_path: Path) -> None:
+    plan = plan_of(write_ablation(tmp_path, {"set": {"model.path": "Qwen/Qwen2.5-VL-3B-Instruct"}}))
+    assert plan.runs[-1].config["model"]["path"] == "Qwen/Qwen2.5-VL-3B-Instruct"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["missing.yaml"], "missing.yaml: no such file"),
+        (["{file}", "--seeds", "a,b"], "--seeds a,b: expected integers with commas"),
+        (["{file}", "--set", "data.size"], "--set data.size: expected key=value"),
+        (["{file}", "--set", "data.size=[1"], "--set data.size=[1: the value is not valid YAML"),
+        (["{file}", "--set", "data.size=x"], "set: data.size: expected int, got 'x'"),
+        (["{broken}"], "broken.yaml: not valid YAML"),
+        (["{list}"], "list.yaml: expected a mapping"),
+    ],
+)
+def test_mistakes_on_the_command_line_are_bad_input(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], arguments: list[str], message: str
+) -> None:
+    (tmp_path / "broken.yaml").write_text("name: [1\n")
+    (tmp_path / "list.yaml").write_text("[1]\n")
+    names = {"file": write_ablation(tmp_path), "broken": tmp_path / "broken.yaml"}
+    names["list"] = tmp_path / "list.yaml"
+    filled = [argument.format(**names) for argument in arguments]
+    assert plan_command.main([*filled, "--out", str(tmp_path / "runs")]) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_the_plan_is_printed_as_differences_with_its_cost(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = write_ablation(tmp_path)
+    assert plan_command.main([str(file), "--seeds", "0,1,2", "--jobs", "2"]) == 0
+    said = capsys.readouterr().out
+    assert "8 arms x 3 seeds + 4 variant runs + 2 evaluations of the untrained base" in said
+    assert "curriculum+format        bonus off\n" in said
+    assert "placebo                  reward.shuffle False -> True\n" in said
+    assert "again                    seed 0 -> 1000\n" in said
+    assert "train       28, 0 done; 30 min each (from resources)" in said
+    # 28 trainings of half an hour, 30 evaluations, base and ladder of an hour, two at a time.
+    assert "expected: about 24.0 h on this machine" in said
+
+
+def test_planning_watching_and_stopping_load_no_heavy_packages() -> None:
+    code = """
+import sys
+import harness.plan, harness.status, harness.cancel, harness.dispatch, harness.sweep
+harness.plan.main([sys.argv[1]])
+heavy = {"torch", "transformers", "pandas", "numpy", "pyarrow", "lm_eval"} & set(sys.modules)
+assert not heavy, heavy
+"""
+    file = ROOT / "ablations" / "full.yaml"
+    run = subprocess.run(
+        [sys.executable, "-c", code, str(file)], capture_output=True, text=True, cwd=ROOT
+    )
+    assert run.returncode == 0, run.stderr
+    assert "16 arms x 1 seed + 2 variant runs" in run.stdout
+
+
+@pytest.mark.parametrize("name", ["full", "smoke"])
+def test_the_shipped_ablations_can_be_planned(name: str) -> None:
+    plan = plan_of(ROOT / "ablations" / f"{name}.yaml")
+    assert plan.reference_arm == "curriculum+format+bonus+dynamic_weights"
+    assert {run.prompt for run in plan.runs if run.kind == "base"} == {"think", "observe"}
+    assert sum(run.kind == "cell" for run in plan.runs) == {"full": 16, "smoke": 5}[name]
+
+
+def test_a_bad_override_of_the_whole_file_is_bad_input(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="set: expected a mapping"):
+        load_ablation(write_ablation(tmp_path, {"set": [1]}), {"data.size": 3})

@@ -1,0 +1,245 @@
+"""From cells to stages: what is shared, and what a stage's identity hangs on."""
+
+import dataclasses
+import json
+import re
+import shutil
+from pathlib import Path
+
+import pytest
+from sweeps import plan_of, stages, write_ablation
+
+from harness import graph
+from harness.graph import read_plan, stage_id, write_plan
+from observe.errors import InputError
+
+
+def ids(folder: Path, changes: dict | None = None, kind: str | None = None) -> set[str]:
+    plan = plan_of(write_ablation(folder, changes))
+    return {s.id for s in plan.stages.values() if kind is None or s.kind == kind}
+
+
+def test_equal_stages_are_planned_once(tmp_path: Path) -> None:
+    plan = plan_of(write_ablation(tmp_path))
+    kinds = [stage.kind for stage in plan.stages.values()]
+    assert {kind: kinds.count(kind) for kind in graph.KINDS} == {
+        "base": 1,
+        "ladder": 1,
+        "train": 10,
+        "evaluate": 12,
+    }
+    assert len(plan.runs) == 12
+    assert [run.arm for run in plan.runs if run.kind == "base"] == ["base/think", "base/observe"]
+
+
+def test_a_stage_comes_after_what_it_consumes(tmp_path: Path) -> None:
+    seen: set[str] = set()
+    for stage in plan_of(write_ablation(tmp_path)).stages.values():
+        assert set(stage.consumes.values()) <= seen
+        assert re.fullmatch(rf"{stage.kind}-[0-9a-f]{{16}}", stage.id)
+        seen.add(stage.id)
+
+
+def test_every_arm_is_evaluated_under_its_own_prompt(tmp_path: Path) -> None:
+    plan = plan_of(write_ablation(tmp_path))
+    for run in plan.runs:
+        evaluation = plan.stages[run.stages["evaluate"]]
+        assert evaluation.config["prompt"] == run.prompt
+        if run.kind != "base":
+            assert evaluation.consumes == {"model": run.stages["train"]}
+            assert plan.stages[run.stages["train"]].config["prompt"] == run.prompt
+        else:
+            assert evaluation.consumes == {"model": run.stages["base"]}
+
+
+def test_training_does_not_carry_the_settings_of_what_it_consumes(tmp_path: Path) -> None:
+    plan = plan_of(write_ablation(tmp_path))
+    for stage in plan.stages.values():
+        if stage.kind == "train":
+            assert "base" not in stage.config["model"] and "ladder" not in stage.config["data"]
+            assert set(stage.consumes) == {"model", "ladder"}
+
+
+def test_a_ladder_is_built_only_where_it_is_used(tmp_path: Path) -> None:
+    selected = {
+        "factors.curriculum.levels": {
+            "off": {"data.selection": "raw"},
+            "on": {"data.selection": "ladder", "data.order": "ladder"},
+        }
+    }
+    plan = plan_of(write_ablation(tmp_path, selected))
+    for run in plan.runs:
+        if run.config is not None:
+            assert ("ladder" in run.stages) == (run.levels["curriculum"] == "on")
+    lengths = {**selected, "set": {"reward.bonus.min_length_quantile": 0.25}}
+    for run in plan_of(write_ablation(tmp_path, lengths)).runs:
+        if run.config is not None:
+            assert ("ladder" in run.stages) == (
+                "on" in (run.levels["curriculum"], run.levels["bonus"])
+            )
+
+
+def test_identity_is_stable() -> None:
+    assert stage_id("base", {"seed": 0, "lr": 1e-3, "name": "é"}, {}, 2) == "base-12c22d52e7af4c85"
+    same = stage_id("base", {"name": "é", "lr": 0.001, "seed": 0}, {}, 2)
+    assert same == "base-12c22d52e7af4c85", "the order of keys does not count"
+
+
+def test_identity_hangs_on_config_inputs_version_and_threads(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    made = {
+        stage_id("train", {"seed": 0}, {"model": "base-1"}, 1),
+        stage_id("train", {"seed": 1}, {"model": "base-1"}, 1),
+        stage_id("train", {"seed": 0}, {"model": "base-2"}, 1),
+        stage_id("train", {"seed": 0}, {"ladder": "base-1"}, 1),
+        stage_id("train", {"seed": 0}, {"model": "base-1"}, 2),
+        stage_id("evaluate", {"seed": 0}, {"model": "base-1"}, 1),
+    }
+    train = graph.KINDS["train"]
+    monkeypatch.setitem(graph.KINDS, "train", dataclasses.replace(train, version=99))
+    made.add(stage_id("train", {"seed": 0}, {"model": "base-1"}, 1))
+    assert len(made) == 7
+
+
+@pytest.mark.parametrize(
+    ("changes", "changed"),
+    [
+        ({}, set()),
+        ({"name": "renamed"}, set()),
+        ({"resources.train.mem_gb": 9}, set()),
+        ({"resources.train.hours": 9}, set()),
+        ({"report.confidence": 0.9}, set()),
+        ({"variants": {}}, set()),
+        ({"evaluate.limit": 5}, {"evaluate"}),
+        ({"resources.evaluate.cpus": 2}, {"evaluate"}),
+        ({"seeds": [5]}, {"train", "evaluate"}),
+        ({"set": {"optim.lr": 1e-4}}, {"train", "evaluate"}),
+        ({"set": {"data.ladder.pool": 100}}, {"ladder", "train", "evaluate"}),
+        ({"set": {"model.base.steps": 5}}, {"base", "ladder", "train", "evaluate"}),
+        ({"resources.base.cpus": 1}, {"base", "ladder", "train", "evaluate"}),
+    ],
+)
+def test_a_change_reaches_exactly_what_depends_on_it(
+    tmp_path: Path, changes: dict, changed: set[str]
+) -> None:
+    only_cells = {"variants": {}}
+    before, after = tmp_path / "before", tmp_path / "after"
+    before.mkdir()
+    after.mkdir()
+    for kind in graph.KINDS:
+        old, new = ids(before, only_cells, kind), ids(after, {**only_cells, **changes}, kind)
+        if kind in changed:
+            bases = 2 if kind == "evaluate" and "base" not in changed else 0
+            assert len(old & new) <= bases
+            assert old != new
+        else:
+            assert old == new
+
+
+def external(folder: Path) -> Path:
+    """An ablation on a model and questions of one's own."""
+    model, data = folder / "model", folder / "data"
+    model.mkdir(parents=True)
+    data.mkdir()
+    (model / "config.json").write_text("{}")
+    (model / "model.safetensors").write_bytes(b"weights")
+    (data / "image.png").write_bytes(b"png")
+    (data / "questions.jsonl").write_text(json.dumps({"id": "1", "images": ["image.png"]}) + "\n")
+    changes = {"set": {"model.path": "model", "data.source": "data/questions.jsonl"}}
+    return write_ablation(folder, changes)
+
+
+def test_models_and_questions_count_by_content_not_by_place(tmp_path: Path) -> None:
+    here, there = tmp_path / "here", tmp_path / "there"
+    file = external(here)
+    shutil.copytree(here, there)
+    plan = plan_of(file)
+    assert list(plan.stages) == list(plan_of(there / file.name).stages)
+    assert not any(stage.kind == "base" for stage in plan.stages.values())
+    ladder = next(stage for stage in plan.stages.values() if stage.kind == "ladder")
+    assert ladder.consumes == {} and ladder.config["model"] == str(here / "model")
+    assert ladder.config["source"] == str(here / "data" / "questions.jsonl")
+    base = next(run for run in plan.runs if run.kind == "base")
+    assert plan.stages[base.stages["evaluate"]].config["model"] == str(here / "model")
+
+
+@pytest.mark.parametrize(
+    ("path", "content"),
+    [
+        ("model/model.safetensors", b"other"),
+        ("model/config.json", b"{ }"),
+        ("model/new.json", b"{}"),
+        ("data/questions.jsonl", b'{"id": "2", "images": ["image.png"]}\n'),
+        ("data/image.png", b"another"),
+    ],
+)
+def test_changed_files_are_other_stages(tmp_path: Path, path: str, content: bytes) -> None:
+    file = external(tmp_path)
+    before = set(plan_of(file).stages)
+    (tmp_path / path).write_bytes(content)
+    after = set(plan_of(file).stages)
+    trained = {id for id in before if id.startswith("train")}
+    assert trained and not trained & after
+
+
+def test_large_files_are_hashed_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from harness import fingerprint
+
+    monkeypatch.setattr(fingerprint, "LARGE", 4)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    file = external(tmp_path / "sweep")
+    before = list(plan_of(file).stages)
+    remembered = tmp_path / "cache" / "observe-ablations" / "fingerprints.json"
+    assert str(tmp_path / "sweep" / "model" / "model.safetensors") in remembered.read_text()
+    assert list(plan_of(file).stages) == before
+    (tmp_path / "sweep" / "model" / "model.safetensors").write_bytes(b"changed")
+    assert list(plan_of(file).stages) != before
+
+
+def test_arms_that_start_from_other_models_have_bases_of_their_own(tmp_path: Path) -> None:
+    longer = {"control": "short", "levels": {"short": {}, "long": {"model.base.steps": 99}}}
+    changes = {
+        "factors": {"base_steps": longer},
+        "reference": {"base_steps": "short"},
+        "variants": {},
+    }
+    plan = plan_of(write_ablation(tmp_path, changes))
+    bases = [run for run in plan.runs if run.kind == "base"]
+    assert bases[0].arm == "base/think"
+    assert re.fullmatch(r"base/think/[0-9a-f]{8}", bases[1].arm)
+    assert len({stage.id for stage in plan.stages.values() if stage.kind == "base"}) == 2
+
+
+def test_a_plan_is_read_as_it_was_written(tmp_path: Path) -> None:
+    plan = plan_of(write_ablation(tmp_path))
+    write_plan(plan, tmp_path / "plan.json")
+    assert read_plan(tmp_path / "plan.json") == plan
+    content = json.loads((tmp_path / "plan.json").read_text())
+    assert {"arm", "seed", "levels", "stages"} <= set(content["cells"][0])
+    assert {"kind", "config", "consumes"} <= set(content["stages"][0])
+
+
+def test_a_damaged_plan_is_bad_input(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="no sweep here"):
+        read_plan(tmp_path / "plan.json")
+    write_plan(stages(("a", {}, [])), tmp_path / "plan.json")
+    text = (tmp_path / "plan.json").read_text()
+    (tmp_path / "plan.json").write_text(text[: len(text) // 2])
+    with pytest.raises(InputError, match="not a plan"):
+        read_plan(tmp_path / "plan.json")
+
+
+def test_settings_that_contradict_each_other_name_the_arm(tmp_path: Path) -> None:
+    changes = {
+        "factors.selection": {
+            "control": "raw",
+            "levels": {"raw": {"data.selection": "raw"}, "ladder": {"data.selection": "ladder"}},
+        },
+        "reference.selection": "ladder",
+        "set": {"data.selection": "raw"},
+    }
+    with pytest.raises(InputError, match="arm curriculum: data.order: ladder needs data.selection"):
+        plan_of(write_ablation(tmp_path, changes))
+    allowed = {**changes, "exclude": [{"selection": "raw", "curriculum": "on"}]}
+    assert len({run.arm for run in plan_of(write_ablation(tmp_path, allowed)).runs}) == 12 + 4
