@@ -289,7 +289,7 @@ def question(split: str, index: int, *, seed: int, family: str) -> Question:
         scene = sample_scene(rng, split)
         task = FAMILIES[family].make(rng, scene)
     return Question(
-        id=f"{split}-{seed}-{index:05d}",
+        id=f"{split}-{seed}-{family}-{index:05d}",
         text=task.text,
         gold=task.gold,
         answer_type=task.answer_type,
