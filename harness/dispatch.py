@@ -158,7 +158,8 @@ class _Dispatcher:
                 submitted=time.time(),
                 earlier_seconds=before.seconds,
                 code=self._code,
-            )
+            ),
+            durable=False,
         )
         self._store.event("submitted", stage=stage.id, attempt=task.attempt)
         self.states[stage.id] = "running"

@@ -122,7 +122,8 @@ class _LiveStatus:
             error=None,
             code=task.code,
         )
-        store.write_status(self._status)
+        # After a power cut this stage is dead whatever the file says; only how it ended must last.
+        store.write_status(self._status, durable=False)
         store.event("running", stage=task.id, attempt=task.attempt, job=job)
 
     def progress(self, done: int, total: int, message: str = "") -> None:

@@ -1,0 +1,309 @@
+"""The command from end to end, on fake stages: finish, fail, be killed, go on."""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import fake_stages
+import pandas as pd
+import pytest
+from sweeps import plan_of, write_ablation
+
+from harness import cancel, graph, process, status
+from harness.collect import collect
+from harness.dispatch import dispatch
+from harness.executors.local import LocalExecutor
+from harness.graph import Kind, Plan, read_plan, write_plan
+from harness.store import Status, Store, write_yaml
+from observe.errors import InputError
+
+ROOT = Path(__file__).parents[2]
+COMMAND = [sys.executable, str(Path(__file__).parent / "fake_sweep.py")]
+WALL_CLOCK = ["seconds", "train_seconds", "gpu_hours", "attempt"]
+
+
+@pytest.fixture(autouse=True)
+def fake_kinds(monkeypatch: pytest.MonkeyPatch) -> None:
+    for kind in graph.KINDS:
+        fake = Kind(function=f"{fake_stages.__name__}:{kind}", version=1)
+        monkeypatch.setitem(graph.KINDS, kind, fake)
+
+
+def launch(folder: Path, *arguments: str, step_s: float = 0.0) -> "subprocess.Popen[str]":
+    """Start the command in a session of its own."""
+    return subprocess.Popen(
+        [*COMMAND, "ablation.yaml", "--out", "runs", *arguments],
+        cwd=folder,
+        env={**os.environ, "PYTHONPATH": str(ROOT), "FAKE_STEP_S": str(step_s)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+    )
+
+
+def finish(folder: Path, plan: Plan, source: Path) -> Store:
+    """Run a plan in this process as the command does, and collect, without a report."""
+    from harness.ablation import load_ablation, to_plain
+
+    store = Store(folder)
+    with store.launcher():
+        write_yaml(store.sweep_file, to_plain(load_ablation(source)[0]))
+        write_plan(plan, store.plan_file)
+        assert dispatch(plan, store, LocalExecutor(), code="abc").complete
+        collect(store)
+    return store
+
+
+def wait_for(condition: Any, timeout_s: float = 20.0) -> None:
+    deadline = time.monotonic() + timeout_s
+    while not condition():
+        assert time.monotonic() < deadline, "waited in vain"
+        time.sleep(0.02)
+
+
+def done(store: Store) -> dict[str, str]:
+    """Finished stage -> how often it was started."""
+    found = {}
+    for path in store.directory.glob("stages/*/status.json"):
+        stage = path.parent.name
+        if store.status(stage).state == "done":
+            found[stage] = (path.parent / "starts").read_text()
+    return found
+
+
+def tables(store: Store) -> dict[str, Any]:
+    """The result tables without what may differ between equal runs."""
+    found: dict[str, Any] = {}
+    for path in sorted(store.results.glob("*.parquet")):
+        table = pd.read_parquet(path)
+        found[path.name] = table.drop(columns=WALL_CLOCK + ["code"], errors="ignore")
+    sweep = json.loads((store.results / "sweep.json").read_text())
+    sweep.pop("provenance")
+    found["sweep.json"] = sweep
+    found["configs.json"] = json.loads((store.results / "configs.json").read_text())
+    return found
+
+
+def equal(one: dict[str, Any], other: dict[str, Any]) -> None:
+    assert one.keys() == other.keys()
+    for name, table in one.items():
+        if isinstance(table, pd.DataFrame):
+            pd.testing.assert_frame_equal(table, other[name], obj=name)
+        else:
+            assert table == other[name], name
+
+
+def test_killed_twice_it_ends_with_the_tables_of_an_undisturbed_run(tmp_path: Path) -> None:
+    file = write_ablation(tmp_path)
+    plan = plan_of(file)
+    undisturbed = finish(tmp_path / "undisturbed" / "small", plan, file)
+    store = Store(tmp_path / "runs" / "small")
+    finished: dict[str, str] = {}
+    for kill, more in ((kill_all, 5), (kill_launcher, 5)):
+        launcher, enough = launch(tmp_path, step_s=0.03), len(finished) + more
+        wait_for(lambda enough=enough: len(done(store)) >= enough)
+        kill(launcher, store)
+        launcher.communicate()
+        assert finished.items() <= done(store).items(), "nothing finished was repeated"
+        finished = done(store)
+        assert read_plan(store.plan_file) == plan
+    assert len(finished) < len(plan.stages)
+    finish(store.directory, plan, file)
+    assert finished.items() <= done(store).items()
+    assert len(done(store)) == len(plan.stages)
+    equal(tables(store), tables(undisturbed))
+
+
+def kill_all(launcher: "subprocess.Popen[str]", store: Store) -> None:
+    """SIGKILL to the launcher and its children."""
+    children = Path(f"/proc/{launcher.pid}/task/{launcher.pid}/children").read_text().split()
+    for pid in (launcher.pid, *map(int, children)):
+        os.kill(pid, signal.SIGKILL)
+
+
+def kill_launcher(launcher: "subprocess.Popen[str]", store: Store) -> None:
+    """SIGKILL to the launcher: its workers must go by themselves."""
+    children = Path(f"/proc/{launcher.pid}/task/{launcher.pid}/children").read_text().split()
+    assert children
+    os.kill(launcher.pid, signal.SIGKILL)
+    wait_for(lambda: not any(process.start_ticks(int(pid)) for pid in children))
+
+
+def test_the_command_reports_what_there_is_names_what_failed_and_goes_on(tmp_path: Path) -> None:
+    write_ablation(tmp_path, {"design": "leave_one_out", "variants": {}})
+    (tmp_path / "break").write_text("train")
+    first = launch(tmp_path)
+    said, _ = first.communicate()
+    assert first.returncode == 1, said
+    store = Store(tmp_path / "runs" / "small")
+    failed = [s for s in read_plan(store.plan_file).stages if store.status(s).state == "failed"]
+    assert len(failed) == 1
+    assert f"failed: {failed[0]}: ValueError: broken" in said
+    assert f"see {Path('runs/small/stages') / failed[0] / 'log.txt'}" in said
+    assert "missing: curriculum+bonus/seed0; run the same command again" in said
+    assert (store.report / "index.html").exists()
+    sweep = json.loads((store.results / "sweep.json").read_text())
+    assert "curriculum+bonus" in {cell["arm"] for cell in sweep["cells"]}
+    assert status.main([str(store.directory)]) == 1
+
+    (tmp_path / "break").unlink()
+    second = launch(tmp_path)
+    said, _ = second.communicate()
+    assert second.returncode == 0 and "2 stages started" in said, said
+    for part in ("base", "ladder", "train", "evaluate", "report"):
+        assert re.search(rf"^  {part} +\d+ s", said, re.MULTILINE), said
+    assert "report: runs/small/report/index.html" in said
+    assert {"sweep.yaml", "plan.json", "events.jsonl", "stages", "results"} <= {
+        path.name for path in store.directory.iterdir()
+    }
+    results = json.loads((store.report / "results.json").read_text())
+    assert results["reference_arm"] == "curriculum+format+bonus"
+    assert "curriculum+bonus" in {entry["arm"] for entry in results["arms"]}
+    assert status.main([str(store.directory)]) == 0
+
+    began = time.monotonic()
+    third = launch(tmp_path)
+    said, _ = third.communicate()
+    assert third.returncode == 0 and "0 stages started" in said
+    assert time.monotonic() - began < 5, "nothing to do is quick"
+
+    dry = launch(tmp_path, "--set", "optim.lr=0.5", "--dry_run")
+    said, _ = dry.communicate()
+    assert dry.returncode == 0 and "train        4, 0 done" in said
+
+
+def test_a_changed_file_is_planned_anew_and_equal_stages_are_kept(tmp_path: Path) -> None:
+    file = write_ablation(tmp_path, {"design": "leave_one_out", "variants": {}})
+    store = finish(tmp_path / "runs" / "small", plan_of(file), file)
+    before = done(store)
+    assert len(before) == 1 + 1 + 4 + 6
+    file = write_ablation(tmp_path, {"variants": {}})
+    finish(tmp_path / "runs" / "small", plan_of(file), file)
+    assert before.items() <= done(store).items()
+    assert len(done(store)) == 1 + 1 + 8 + 10
+    assert len(pd.read_parquet(store.results / "runs.parquet")) == 10
+
+
+def test_tables_say_what_the_stages_found(tmp_path: Path) -> None:
+    file = write_ablation(tmp_path)
+    store = finish(tmp_path / "runs" / "small", plan_of(file), file)
+    found = tables(store)
+    runs = pd.read_parquet(store.results / "runs.parquet").set_index("run")
+    assert list(runs.index[:3]) == ["base/think", "base/observe", "control/seed0"]
+    assert set(runs["code"]) == {"abc"}
+    base = runs.loc["base/think"]
+    assert base["kind"] == "base" and base[["curriculum", "format", "bonus"]].isna().all()
+    arm = runs.loc["format+bonus/seed0"]
+    assert list(arm[["curriculum", "format", "bonus", "prompt", "kind", "seed"]]) == [
+        "off", "on", "on", "observe", "cell", 0,
+    ]  # fmt: skip
+    assert arm["train_bonus_share"] == 0.0 and arm["train_format_failure_share"] == 0.1
+    assert arm["train_weight_active_share"] == 1 and arm["train_final_reward"] == 0.7
+    assert runs.loc["again/seed1000", "kind"] == "variant"
+
+    items = found["items.parquet"]
+    assert len(items) == 12 * 60
+    means = items[items["suite"] == "reasoning"].groupby("run")["score"].mean()
+    assert means["base/think"] == 0.4 and means["format/seed0"] == 0.7
+    questions = found["questions.parquet"]
+    assert len(questions) == 60
+    image = questions.loc[questions["item"] == "ood-0", "image"].iloc[0]
+    assert (store.results / image).read_bytes() == fake_stages.PIXEL
+    curves = found["curves.parquet"]
+    assert set(curves["metric"]) == {"reward"} and len(curves) == 10 * 4
+    assert list(found["ladder.parquet"]["order_index"]) == list(range(10))
+    stages = found["stages.parquet"]
+    assert len(stages) == 24 and set(stages["state"]) == {"done"}
+
+    sweep = found["sweep.json"]
+    assert sweep["factors"]["format"] == {"levels": ["off", "on"], "control": "off"}
+    assert sweep["suites"] == {"reasoning": ["iid", "ood"], "general": ["names"]}
+    assert len(sweep["cells"]) == 12
+    flagged = {(flag["arm"], flag["factor"], flag["mechanism"]) for flag in sweep["flags"]}
+    on = {run.arm for run in plan_of(file).runs if run.levels.get("bonus") == "on"}
+    assert flagged == {(arm, "bonus", "bonus") for arm in on}
+    assert found["configs.json"]["placebo"]["reward"]["shuffle"] is True
+
+
+def test_bad_input_found_by_a_stage_is_code_2(tmp_path: Path) -> None:
+    write_ablation(tmp_path)
+    (tmp_path / "break").write_text("base")
+    launcher = launch(tmp_path)
+    said, _ = launcher.communicate()
+    assert launcher.returncode == 2
+    assert "InputError: config.json: missing; download it again" in said
+
+
+def test_sigterm_and_cancel_stop_a_sweep(tmp_path: Path, capsys: Any) -> None:
+    write_ablation(tmp_path)
+    store = Store(tmp_path / "runs" / "small")
+    launcher = launch(tmp_path, step_s=0.5)
+    wait_for(lambda: len(done(store)) >= 1)
+    assert status.main([str(store.directory), "--json"]) == 1
+    shown = json.loads(capsys.readouterr().out)
+    assert shown["launcher"] == "alive" and shown["expected_seconds"] > 0
+    assert {"done", "running", "pending", "submitted"} >= {stage["state"] for stage in shown["stages"]}
+    assert cancel.main([str(store.directory)]) == 0
+    said, _ = launcher.communicate(timeout=10)
+    assert launcher.returncode == 1 and "missing: base/think" in said
+    states = {store.status(s).state for s in read_plan(store.plan_file).stages}
+    assert "running" not in states and {"done", "cancelled"} <= states
+    assert status.main([str(store.directory)]) == 1
+    assert "launcher: none" in capsys.readouterr().out
+
+
+def test_cancel_gives_up_stages_of_lost_machines_only_when_told(tmp_path: Path) -> None:
+    file = write_ablation(tmp_path)
+    store, plan = Store(tmp_path / "runs" / "small"), plan_of(file)
+    first, second = list(plan.stages)[:2]
+    write_plan(plan, store.plan_file)
+    elsewhere = {**process.identity(), "host": "elsewhere"}
+    dead = {**process.identity(), "boot": "before"}
+    store.write_status(Status(stage=first, state="running", attempt=1, process=elsewhere))
+    store.write_status(Status(stage=second, state="running", attempt=1, process=dead))
+    assert status.main([str(store.directory)]) == 1
+    assert cancel.main([str(store.directory)]) == 1
+    assert store.status(first).state == "running" and store.status(second).state == "cancelled"
+    assert cancel.main([str(store.directory), "--gone"]) == 0
+    assert store.status(first).state == "cancelled"
+
+
+def test_a_corrupt_status_stops_the_launch_and_is_shown(tmp_path: Path, capsys: Any) -> None:
+    write_ablation(tmp_path)
+    store, plan = Store(tmp_path / "runs" / "small"), plan_of(tmp_path / "ablation.yaml")
+    stage = next(iter(plan.stages))
+    store.folder(stage).mkdir(parents=True)
+    (store.folder(stage) / "status.json").write_text('{"stage')
+    launcher = launch(tmp_path)
+    said, _ = launcher.communicate()
+    assert launcher.returncode == 2
+    assert "status.json: not a stage's status" in said and "delete the folder" in said
+    assert status.main([str(store.directory)]) == 1
+    assert f"unknown: {stage}" in capsys.readouterr().out
+
+
+def test_commands_on_a_folder_without_a_sweep_are_bad_input(tmp_path: Path) -> None:
+    assert status.main([str(tmp_path)]) == 2
+    assert cancel.main([str(tmp_path)]) == 2
+    with pytest.raises(InputError, match="no sweep here"):
+        collect(Store(tmp_path))
+
+
+def test_a_damaged_line_of_a_finished_stage_is_bad_input(tmp_path: Path) -> None:
+    file = write_ablation(tmp_path, {"design": "arms", "arms": [{}], "reference": OFF})
+    store = finish(tmp_path / "runs" / "small", plan_of(file), file)
+    evaluation = plan_of(file).runs[0].stages["evaluate"]
+    with (store.folder(evaluation) / "items.jsonl").open("a") as items:
+        items.write('{"item": \n')
+    with pytest.raises(InputError, match=r"items.jsonl:61: not JSON; delete the folder"):
+        collect(store)
+
+
+OFF = {"curriculum": "off", "format": "off", "bonus": "off"}
