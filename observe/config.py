@@ -6,6 +6,7 @@ docstring under a field is its ``--help``.
 
 import dataclasses
 import difflib
+import math
 import types
 import typing
 from pathlib import Path
@@ -242,6 +243,28 @@ class TrainConfig:
     """Seed of data order and sampling."""
 
     def __post_init__(self) -> None:
+        rollout = self.rollout
+        counts = {
+            "data.size": (self.data.size, 1),
+            "prompts_per_step": (self.prompts_per_step, 1),
+            "micro_batch": (self.micro_batch, 1),
+            "checkpoint_every": (self.checkpoint_every, 1),
+            "log_completions_every": (self.log_completions_every, 1),
+            "eval_size": (self.eval_size, 1),
+            "rollout.max_new_tokens": (rollout.max_new_tokens, 1),
+            "rollout.group_size": (rollout.group_size, 2),
+            "rollout.top_k": (rollout.top_k, 0),
+        }
+        for key, (count, least) in counts.items():
+            if count < least:
+                raise InputError(f"{key}: expected at least {least}, got {count}")
+        if not 0 < rollout.temperature < math.inf:
+            raise InputError(
+                f"rollout.temperature: expected a number above 0, got {rollout.temperature}; "
+                "the completions of a group must differ"
+            )
+        if not 0 < rollout.top_p <= 1:
+            raise InputError(f"rollout.top_p: expected above 0, up to 1, got {rollout.top_p}")
         if self.data.size % self.prompts_per_step:
             raise InputError(
                 f"data.size: {self.data.size} is no multiple of prompts_per_step "
@@ -266,7 +289,7 @@ def load_yaml(path: Path) -> Any:
         text = path.read_text(encoding="utf-8")
     except FileNotFoundError:
         raise InputError(f"{path}: no such file") from None
-    except (IsADirectoryError, UnicodeDecodeError) as error:
+    except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"{path}: not a YAML text file ({error})") from None
     try:
         return YAML(typ="safe", pure=True).load(text)

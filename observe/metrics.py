@@ -4,6 +4,7 @@ Beside them ``timing_s/*``, ``perf/*``, and ``observe/*`` for what Observe-R1 ad
 """
 
 import json
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ import torch
 from torch import Tensor
 
 from observe.data.question import Question
+from observe.errors import InputError
 from observe.rewards import RewardBreakdown
 from observe.rollout.engine import Completion
 
@@ -20,18 +22,30 @@ class JsonLines:
     """An append-only JSONL file that a resumed run continues."""
 
     def __init__(self, path: Path, *, resume_at: int) -> None:
-        """Drop the rows beyond step ``resume_at``, which the run is about to make again."""
+        """Drop the rows beyond step ``resume_at``, which the run is about to make again.
+
+        Half a last line, as a killed run leaves it, is dropped too; InputError when any other line
+        is damaged.
+        """
         self.path = path
         kept = []
-        if path.exists():
-            for line in path.read_text(encoding="utf-8").splitlines():
-                try:
-                    row = json.loads(line)
-                except json.JSONDecodeError:
-                    break  # A killed run may leave half a line, and nothing after it.
-                if row["step"] <= resume_at:
-                    kept.append(line + "\n")
-        path.write_text("".join(kept), encoding="utf-8")
+        lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+        for number, line in enumerate(lines, 1):
+            try:
+                step = json.loads(line)["step"]
+            except (ValueError, KeyError, TypeError):
+                if number == len(lines):
+                    break
+                raise InputError(
+                    f"{path}: line {number} is damaged; delete {path.parent} to train from the "
+                    "start, or restore the line"
+                ) from None
+            if step <= resume_at:
+                kept.append(line + "\n")
+        # Replaced by renaming: killed in between, the file still has all rows.
+        new = path.with_name(f"{path.name}.new")
+        new.write_text("".join(kept), encoding="utf-8")
+        os.replace(new, path)
 
     def append(self, row: dict[str, Any]) -> None:
         """Write one row at once; it has a ``step``."""

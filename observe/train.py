@@ -5,6 +5,7 @@ rewards of a group into advantages, take one gradient step. Everything random is
 (seed, step, question, sample), so a resumed run repeats what an undisturbed one does.
 """
 
+import dataclasses
 import hashlib
 import statistics
 import time
@@ -18,7 +19,7 @@ from torch import Tensor
 
 from observe import grpo
 from observe.checkpoint import latest_checkpoint, load_state, save_checkpoint
-from observe.config import EMBEDDED, BonusConfig, RewardConfig, TrainConfig, from_mapping
+from observe.config import EMBEDDED, RewardConfig, TrainConfig, from_mapping
 from observe.data.curriculum import Curriculum, ShuffledOrder, make_order
 from observe.data.question import Question
 from observe.data.rungs import length_quantile, load_ladder, select
@@ -56,7 +57,7 @@ class Run:
     seconds: float = 0.0
     """Seconds spent in steps, over all attempts."""
     samples: dict[str, Sample] = field(default_factory=dict)
-    """Processed prompts by question id, so that each image is processed once."""
+    """Processed prompts of the current step by question id; each image is processed once."""
 
 
 def train(
@@ -92,7 +93,7 @@ def train(
         updated = time.perf_counter()
 
         truncated_PG = torch.tensor([[c.truncated for c in group] for group in groups])
-        prompt_tokens = sum(run.samples[q.id].length for q in questions)
+        prompt_tokens = sum(prompt_of(run, q).length for q in questions)
         step_tokens = int(lengths_PG.sum()) + prompt_tokens * config.rollout.group_size
         run.tokens += step_tokens
         row = {
@@ -114,6 +115,7 @@ def train(
         metrics.append(row)
         if run.step % config.log_completions_every == 0 or run.step == 1:
             completions.append(completion_row(run.step, questions[0], groups[0], rewards, 0))
+        run.samples.clear()
         run.seconds += time.perf_counter() - started
         if run.step % config.checkpoint_every == 0 or run.step == total_steps:
             checkpoint(run, out)
@@ -183,17 +185,8 @@ def resolve_bonus(config: TrainConfig, ladder: Path | None) -> RewardConfig:
     if ladder is None:
         raise InputError("reward.bonus.min_length_quantile needs the folder of a ladder (--ladder)")
     length = length_quantile(load_ladder(ladder).summary, config.prompt, bonus.min_length_quantile)
-    resolved = BonusConfig(
-        weight=bonus.weight, min_length=round(length), max_length=bonus.max_length
-    )
-    reward = config.reward
-    return RewardConfig(
-        accuracy=reward.accuracy,
-        format=reward.format,
-        format_weight=reward.format_weight,
-        bonus=resolved,
-        shuffle=reward.shuffle,
-    )
+    resolved = dataclasses.replace(bonus, min_length=round(length), min_length_quantile=None)
+    return dataclasses.replace(config.reward, bonus=resolved)
 
 
 def sample_groups(run: Run, questions: Sequence[Question]) -> list[list[Completion]]:
@@ -310,7 +303,7 @@ def set_lr(run: Run) -> None:
 
 
 def prompt_of(run: Run, question: Question) -> Sample:
-    """The processed prompt of a question, kept for the next time."""
+    """The processed prompt of a question, kept until the end of the step."""
     if question.id not in run.samples:
         run.samples[question.id] = _process(run, question)
     return run.samples[question.id]

@@ -62,7 +62,8 @@ def completion_logprobs(
         hidden_NTH = torch.cat([hidden_NTH, completion_hidden], dim=1)
 
     scored = mask_NT.bool()
-    logits_KV = policy.model.lm_head(hidden_NTH[scored]).float() / temperature
+    logits_KV = policy.model.lm_head(hidden_NTH[scored])
+    logits_KV = logits_KV.to(torch.promote_types(logits_KV.dtype, torch.float32)) / temperature
     banned = torch.tensor(policy.processor.banned_ids)
     logits_KV = logits_KV.index_fill(1, banned, float("-inf"))
     all_KV = torch.log_softmax(logits_KV, dim=-1)
