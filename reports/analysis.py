@@ -8,7 +8,6 @@ from itertools import combinations, product
 from typing import Any
 
 import numpy as np
-import pandas as pd
 
 from reports.stats.bootstrap import (
     ClusterBootstrap,
@@ -55,22 +54,31 @@ class Analysis:
         self.settings = settings
         self.means = measured.means
         self.kinds = tables.runs.loc[measured.runs, "kind"]
+        self.known: dict[str, list[str]] = {}
+        for run, arm in tables.runs.loc[measured.runs, "arm"].items():
+            self.known.setdefault(str(arm), []).append(str(run))
         self.designs: dict[Key, Design] = {}
         self.variances: dict[Key, RunVariance] = {}
+        known: dict[tuple[str, ...], Design] = {}
         for key in measured.weights:
-            ids = self.cells(key)
-            levels = tables.runs.loc[ids, [f.name for f in tables.factors]].astype(str)
-            self.designs[key] = Design(
-                levels=levels,
-                arms=list(tables.runs.loc[ids, "arm"]),
-                controls={f.name: f.control for f in tables.factors},
-                order={f.name: f.levels for f in tables.factors},
-            )
+            ids = tuple(self.cells(key))
+            if ids not in known:
+                known[ids] = self._design(list(ids))
+            self.designs[key] = known[ids]
             self.variances[key] = (
-                self.designs[key].run_variance(self.means[key].loc[ids].to_numpy(dtype=float))
+                known[ids].run_variance(self.means[key].loc[list(ids)].to_numpy(dtype=float))
                 if ids
                 else RunVariance(value=None, df=0, source="no trained run of the design is there")
             )
+
+    def _design(self, runs: list[str]) -> Design:
+        factors = self.tables.factors
+        return Design(
+            levels=self.tables.runs.loc[runs, [factor.name for factor in factors]].astype(str),
+            arms=list(self.tables.runs.loc[runs, "arm"]),
+            controls={factor.name: factor.control for factor in factors},
+            order={factor.name: factor.levels for factor in factors},
+        )
 
     def cells(self, key: Key) -> list[str]:
         """Runs of the design that were evaluated on all benchmarks of an outcome."""
@@ -78,8 +86,7 @@ class Analysis:
 
     def runs_of(self, arm: str, key: Key) -> list[str]:
         """An arm's runs that were evaluated on all benchmarks of an outcome."""
-        runs = [run for run in self.tables.runs_of(arm) if run in self.kinds.index]
-        return [run for run in runs if not np.isnan(self.means[key][run])]
+        return [run for run in self.known.get(arm, []) if not np.isnan(self.means[key][run])]
 
     def arm(self, arm: str, key: Key) -> Interval | None:
         """An arm's mean; None when no run of it was evaluated."""
@@ -318,10 +325,9 @@ def _mcnemar(analysis: Analysis, key: Key, first: list[str], second: list[str]) 
     """McNemar's exact test on the items of one pair of checkpoints; None for several seeds."""
     if len(first) != 1 or len(second) != 1:
         return None
-    tables = [analysis.outcome.scores[name] for name in analysis.outcome.weights[key]]
     return mcnemar_exact(
-        pd.concat([table.loc[first[0]] for table in tables], ignore_index=True),
-        pd.concat([table.loc[second[0]] for table in tables], ignore_index=True),
+        np.concatenate(analysis.outcome.by_item(key, first)),
+        np.concatenate(analysis.outcome.by_item(key, second)),
     )
 
 

@@ -29,7 +29,7 @@ class ReportConfig:
     format: str = field(default=",".join(FORMATS))
     """What to write, separated by commas: html, md, json (json writes results.csv too)."""
     confidence: float | None = None
-    """Confidence of the intervals, between 0.5 and 1; the sweep's own when not given."""
+    """Confidence of the intervals, between 0 and 1; the sweep's own when not given."""
 
 
 def settings_of(tables: Tables, confidence: float | None) -> Settings:
@@ -37,8 +37,8 @@ def settings_of(tables: Tables, confidence: float | None) -> Settings:
     provenance = tables.sweep.get("provenance") or {}
     chosen = provenance.get("confidence", 0.95) if confidence is None else confidence
     source = tables.folder / "sweep.json" if confidence is None else "command line"
-    if not isinstance(chosen, int | float) or not 0.5 <= chosen < 1:
-        raise TableError(source, f"confidence = {chosen}", "expected a number from 0.5 to below 1")
+    if not isinstance(chosen, int | float) or not 0 < chosen < 1:
+        raise TableError(source, f"confidence = {chosen}", "expected a number between 0 and 1")
     correction = provenance.get("correction", "holm") or "none"
     if correction not in ("holm", "none"):
         raise TableError(source, f"correction = {correction!r}", "expected holm or none")
@@ -62,6 +62,13 @@ def build_report(
     The same tables give the same bytes. Raises TableError when a table cannot be used; nothing is
     written then.
     """
+    return _build(directory, formats, confidence)[0]
+
+
+def _build(
+    directory: Path, formats: Sequence[str], confidence: float | None
+) -> tuple[Path, list[str]]:
+    """The folder of the report, and the planned runs that are missing."""
     unknown = sorted(set(formats) - set(FORMATS))
     if unknown or not formats:
         raise TableError("--format", ",".join(unknown) or "empty", f"expected {', '.join(FORMATS)}")
@@ -86,7 +93,7 @@ def build_report(
         file = target / name
         file.parent.mkdir(parents=True, exist_ok=True)
         file.write_bytes(content)
-    return target
+    return target, missing_runs(tables)
 
 
 LISTS = ("arms", "effects", "interactions", "sensitivity", "contrasts", "benchmark_contrasts")
@@ -132,14 +139,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     given = parser.parse_args(None if arguments is None else list(arguments))
     try:
         formats = [name.strip() for name in given.format.split(",") if name.strip()]
-        target = build_report(given.dir, formats, confidence=given.confidence)
+        target, missing = _build(given.dir, formats, given.confidence)
     except TableError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     for name in ("index.html", "report.md", "results.json"):
         if (target / name).exists():
             print(target / name)
-    missing = missing_runs(read_tables(given.dir))
     if missing:
         print(f"missing runs: {'; '.join(missing)}; continue the sweep", file=sys.stderr)
         return 1

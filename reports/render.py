@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import dataclass
 from typing import Any
 
@@ -77,7 +78,7 @@ def duration(value: float | None) -> str:
 
 def breakable(text: str) -> str:
     """An arm's long name may break after each plus."""
-    return text.replace("+", "+\u200b")
+    return re.sub(r"\+(?=[^\W\d])", "+\u200b", text)
 
 
 def markdown_cell(value: Any) -> str:
@@ -135,11 +136,12 @@ def _tiles(tables: Tables, results: Row) -> list[Row]:
     tiles = []
     for row in results["reference_gain"]:
         if row["measure"] == "score" and row["suite"] in tables.suites:
-            value, note = points(row["estimate"]), "interval not estimable"
-            if row["estimable"]:
-                note = f"{points(row['low'])} to {points(row['high'])}"
+            known = row["estimable"]
+            value = points(row["estimate"]) if known else "not estimable"
+            note = f"{points(row['low'])} to {points(row['high'])}" if known else row["why"]
             name = f"reference against the base, {row['suite']}"
-            tiles.append({"name": name, "value": value, "unit": "points", "note": note})
+            unit = "points" if known else ""
+            tiles.append({"name": name, "value": value, "unit": unit, "note": note})
     for row in results["mde"]:
         if row["suite"] in tables.suites:
             known = row["value"] is not None

@@ -102,14 +102,19 @@ def _hash(text: str) -> str:
 
 def _question(folder: Path, row: pd.Series) -> Row:
     options = row["options"]
-    try:
-        parsed = json.loads(options) if isinstance(options, str) and options else None
-    except ValueError as error:
-        raise TableError(folder / "questions.parquet", "options", f"not JSON: {error}") from error
+    if isinstance(options, str):
+        try:
+            options = json.loads(options) if options else None
+        except ValueError as error:
+            raise TableError(
+                folder / "questions.parquet", "options", f"not JSON: {error}"
+            ) from error
     image = row["image"]
     return {
         "question": str(row["question"]),
-        "options": parsed,
+        "options": [str(option) for option in options]
+        if pd.api.types.is_list_like(options)
+        else [],
         "gold": _plain(row["gold"]),
         "image": image_uri(folder, str(image)) if isinstance(image, str) and image else None,
     }

@@ -37,8 +37,10 @@ Check = tuple[str, bool | None, str]
 
 def missing_runs(tables: Tables) -> list[str]:
     """Planned runs (arm, seed) without a row in runs, or not evaluated on every benchmark."""
-    done = set(zip(tables.runs["arm"], tables.runs["seed"].astype(str), strict=True))
-    planned = [(str(c["arm"]), str(c["seed"])) for c in tables.sweep.get("cells") or []]
+    done = {
+        (str(a), _seed(s)) for a, s in zip(tables.runs["arm"], tables.runs["seed"], strict=True)
+    }
+    planned = [(str(c["arm"]), _seed(c["seed"])) for c in tables.sweep.get("cells") or []]
     missing = [f"{arm} (seed {seed})" for arm, seed in planned if (arm, seed) not in done]
     wanted = {(suite, name) for suite, names in tables.suites.items() for name in names}
     evaluated = tables.items.groupby("run")[["suite", "benchmark"]].apply(
@@ -49,6 +51,11 @@ def missing_runs(tables: Tables) -> list[str]:
         if lacking:
             missing.append(f"{arm}: {run} on {', '.join(lacking)}")
     return missing
+
+
+def _seed(value: Any) -> str:
+    """A seed's name, the same from JSON and from a column that also holds nulls."""
+    return "-" if value is None or pd.isna(value) else f"{value:g}"
 
 
 def _missing_runs(tables: Tables) -> Check:
@@ -111,8 +118,14 @@ def _same_code(tables: Tables) -> Check:
     if len(codes) == 0:
         return name, None, "code commit not recorded"
     if len(codes) > 1:
-        return name, False, f"commits {', '.join(code[:10] for code in sorted(codes))}"
-    return name, True, f"commit {codes[0][:10]}"
+        return name, False, f"commits {', '.join(_commit(code) for code in sorted(codes))}"
+    return name, True, f"commit {_commit(codes[0])}"
+
+
+def _commit(code: str) -> str:
+    """A commit's short name, with what follows it (`+dirty`)."""
+    name, plus, rest = code.partition("+")
+    return name[:10] + plus + rest
 
 
 def _controls(tables: Tables, results: Row) -> Iterator[Check]:
@@ -146,11 +159,11 @@ def _mechanisms(tables: Tables) -> Check:
     name = "every part of the method acted"
     flags: list[dict[str, Any]] = tables.sweep.get("flags") or []
     if flags:
-        found: dict[tuple[str, str], list[str]] = {}
+        found: dict[str, list[str]] = {}
         for flag in flags:
-            key = (str(flag.get("factor")), str(flag.get("detail")))
-            found.setdefault(key, []).append(str(flag.get("arm")))
-        texts = [f"{factor}: {detail} (in {_some(a)})" for (factor, detail), a in found.items()]
+            found.setdefault(str(flag["factor"]), []).append(str(flag["arm"]))
+        detail = {str(flag["factor"]): str(flag["detail"]) for flag in reversed(flags)}
+        texts = [f"{factor} in {_some(arms)}: {detail[factor]}" for factor, arms in found.items()]
         return name, False, "; ".join(texts)
     recorded = any(column.startswith("train_") for column in tables.runs.columns)
     return name, True if recorded else None, "no flag raised" if recorded else "not recorded"

@@ -53,11 +53,12 @@ def _effects(results: Row, suite: str) -> str:
     if clear:
         verb = "matters" if len(clear) == 1 else "matter"
         parts = [f"{_factor(row)} by {_interval(row)}" for row in clear]
+        sizes = _interval(clear[0]) if len(clear) == 1 else _join(parts)
         how = f"{results['confidence']:.0%} intervals over runs"
         if results["correction"] != "none":
             how += f"; stands after {results['correction'].capitalize()} correction over the "
             how += f"{len(rows)} main effects"
-        sentences.append(f"On {suite}, {_join(_names(clear))} {verb}: {_join(parts)} ({how}).")
+        sentences.append(f"On {suite}, {_join(_names(clear))} {verb}: {sizes} ({how}).")
     else:
         sentences.append(f"On {suite}, no factor's effect can be told from 0.")
     detectable = next((row["value"] for row in results["mde"] if row["suite"] == suite), None)

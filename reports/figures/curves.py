@@ -10,7 +10,7 @@ from matplotlib.lines import Line2D
 from scipy import stats
 
 from reports.figures.forest import arm_colours, arm_label
-from reports.figures.style import BLUE, MUTED, ORANGE, REST, Drawing, bare, canvas, drawing, style
+from reports.figures.style import BLUE, MUTED, ORANGE, REST, Drawing, bare, canvas, style
 from reports.tables import Tables
 
 METRICS = {
@@ -73,7 +73,7 @@ def by_arm(tables: Tables) -> Drawing | None:
         _legend(figure, entries)
         names = ", ".join(METRICS[metric] for metric in metrics)
         alt = f"Learning curves of every arm against training steps: {names}."
-        return drawing(figure, name="curves", title="Learning curves by arm", alt=alt)
+        return Drawing(figure=figure, name="curves", title="Learning curves by arm", alt=alt)
 
 
 def by_level(tables: Tables, confidence: float) -> Drawing | None:
@@ -110,7 +110,7 @@ def by_level(tables: Tables, confidence: float) -> Drawing | None:
         panels[0].set_ylabel(METRICS[metric])
         alt = f"{METRICS[metric]} by factor level. " + "; ".join(texts)
         title = f"{METRICS[metric].capitalize()} by factor level"
-        return drawing(figure, name="curves_by_level", title=title, alt=alt)
+        return Drawing(figure=figure, name="curves_by_level", title=title, alt=alt)
 
 
 def _band(axes: Axes, rows: pd.DataFrame, colour: str, label: str, confidence: float) -> None:

@@ -21,7 +21,6 @@ from reports.figures.style import (
     Drawing,
     bare,
     canvas,
-    drawing,
     style,
     zero_line,
 )
@@ -72,7 +71,7 @@ def effects(results: Row, which: str, *, title: str) -> Drawing | None:
             else f"{effect_label(row)} on {row['suite']} not estimable"
             for row in rows
         ]
-        return drawing(figure, name=which, title=title, alt=f"{title}. " + "; ".join(texts))
+        return Drawing(figure=figure, name=which, title=title, alt=f"{title}. " + "; ".join(texts))
 
 
 def _line(axes: Axes, y: int, row: Row, alpha: float) -> None:
@@ -135,7 +134,7 @@ def arms(tables: Tables, results: Row) -> Drawing:
             for arm in names
         ]
         alt = "Accuracy of every arm, best first. " + "; ".join(texts)
-        return drawing(figure, name="arms", title="Accuracy of every arm", alt=alt)
+        return Drawing(figure=figure, name="arms", title="Accuracy of every arm", alt=alt)
 
 
 def _height(rows: dict[tuple[str, str], Row], arm: str, suites: list[str]) -> float:
@@ -207,7 +206,9 @@ def accuracy_by_length(tables: Tables, results: Row) -> Drawing | None:
         panels[0].set_ylabel("accuracy, %")
         _legend(figure, tables, colours)
         alt = "Accuracy against response length. " + "; ".join(texts)
-        return drawing(figure, name="length", title="Accuracy against response length", alt=alt)
+        return Drawing(
+            figure=figure, name="length", title="Accuracy against response length", alt=alt
+        )
 
 
 def _cross(axes: Axes, x: Row, y: Row, colour: str, special: bool) -> None:

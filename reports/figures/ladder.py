@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import seaborn as sns
 
-from reports.figures.style import BLUE, INK, MUTED, Drawing, bare, canvas, drawing, style
+from reports.figures.style import BLUE, INK, MUTED, Drawing, bare, canvas, style
 from reports.tables import Tables
 
 BINS = 24
@@ -61,4 +61,4 @@ def ladder(tables: Tables) -> Drawing | None:
             )
         ]
         alt = f"The ladder of {len(table)} questions. " + "; ".join(texts)
-        return drawing(figure, name="ladder", title="The ladder", alt=alt)
+        return Drawing(figure=figure, name="ladder", title="The ladder", alt=alt)

@@ -8,6 +8,7 @@ import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, Literal
 
 import matplotlib
@@ -30,18 +31,29 @@ DARK = {
 
 @dataclass(frozen=True, kw_only=True)
 class Drawing:
-    """A finished figure."""
+    """A finished figure, encoded when asked for: the same data give the same bytes."""
 
+    figure: Figure
     name: str
     title: str
     alt: str
     """What the figure shows, for those who do not see it."""
-    light: str
-    dark: str
-    png: bytes
-    width: int
-    """In CSS pixels."""
-    height: int
+
+    @cached_property
+    def light(self) -> str:
+        """The SVG for a light page, without dates and random ids."""
+        buffer = io.StringIO()
+        with style():
+            self.figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None})
+        return re.sub(r"^.*?(?=<svg)", "", buffer.getvalue(), flags=re.DOTALL)
+
+    @property
+    def dark(self) -> str:
+        """The SVG for a dark page."""
+        svg = self.light
+        for ink, replacement in DARK.items():
+            svg = svg.replace(ink, replacement)
+        return svg
 
     @property
     def light_uri(self) -> str:
@@ -52,6 +64,26 @@ class Drawing:
     def dark_uri(self) -> str:
         """The dark SVG as a data URI."""
         return _uri(self.dark)
+
+    @cached_property
+    def png(self) -> bytes:
+        """The figure on white, for Markdown."""
+        buffer = io.BytesIO()
+        with style():
+            self.figure.savefig(
+                buffer, format="png", dpi=150, facecolor="white", metadata={"Software": None}
+            )
+        return buffer.getvalue()
+
+    @property
+    def width(self) -> int:
+        """In CSS pixels."""
+        return round(96 * float(self.figure.get_size_inches()[0]))
+
+    @property
+    def height(self) -> int:
+        """In CSS pixels."""
+        return round(96 * float(self.figure.get_size_inches()[1]))
 
 
 def _uri(svg: str) -> str:
@@ -94,29 +126,6 @@ def style() -> Iterator[None]:
 def canvas(width: float, height: float) -> Figure:
     """An empty figure of this size in inches."""
     return Figure(figsize=(width, height), layout="constrained")
-
-
-def drawing(figure: Figure, *, name: str, title: str, alt: str) -> Drawing:
-    """Encode a figure. No dates and no random ids: the same figure gives the same bytes."""
-    buffer = io.StringIO()
-    figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None})
-    light = re.sub(r"^.*?(?=<svg)", "", buffer.getvalue(), flags=re.DOTALL)
-    dark = light
-    for ink, replacement in DARK.items():
-        dark = dark.replace(ink, replacement)
-    pixels = io.BytesIO()
-    figure.savefig(pixels, format="png", dpi=160, facecolor="white", metadata={"Software": None})
-    width, height = figure.get_size_inches() * 96
-    return Drawing(
-        name=name,
-        title=title,
-        alt=alt,
-        light=light,
-        dark=dark,
-        png=pixels.getvalue(),
-        width=round(width),
-        height=round(height),
-    )
 
 
 def zero_line(axes: Axes) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-import pandas as pd
 from scipy import stats
 
 from reports.stats.outcomes import Key, Outcome
@@ -83,11 +82,13 @@ def effect_draws(
     return effect
 
 
-def mcnemar_exact(first: pd.Series, second: pd.Series) -> float | None:
-    """Two-sided exact McNemar p-value of paired 0/1 scores; None without discordant pairs."""
-    both = first.notna() & second.notna()
-    fixed = int(((first == 1) & (second == 0) & both).sum())
-    broken = int(((first == 0) & (second == 1) & both).sum())
+def mcnemar_exact(first: np.ndarray, second: np.ndarray) -> float | None:
+    """Two-sided exact McNemar p-value of paired 0/1 scores (n,), NaN unscored.
+
+    None without discordant pairs.
+    """
+    fixed = int(np.sum((first == 1) & (second == 0)))
+    broken = int(np.sum((first == 0) & (second == 1)))
     if fixed + broken == 0:
         return None
-    return float(stats.binomtest(fixed, fixed + broken, 0.5).pvalue)
+    return min(1.0, 2 * float(stats.binom.cdf(min(fixed, broken), fixed + broken, 0.5)))

@@ -63,15 +63,14 @@ def t_interval(
     if variance is None or not variance > ROUNDING**2:
         return Interval(estimate=estimate, method="not estimable", why=method)
     se = float(np.sqrt(variance))
-    reference = stats.norm if np.isinf(df) else stats.t(df)
-    half = float(reference.ppf((1 + confidence) / 2)) * se
+    half = float(stats.t.ppf((1 + confidence) / 2, df)) * se
     return Interval(
         estimate=estimate,
         se=se,
         df=float(df),
         low=estimate - half,
         high=estimate + half,
-        p=float(2 * reference.sf(abs(estimate) / se)),
+        p=float(2 * stats.t.sf(abs(estimate) / se, df)),
         method=method,
     )
 
@@ -115,7 +114,7 @@ class Design:
         """Degrees of freedom that interactions of order three and higher have in these cells."""
         if not self.present or not self._all_estimable(2):
             return 0
-        return len(np.unique(self.cell)) - int(np.linalg.matrix_rank(self._matrix(2)))
+        return len(np.unique(self.cell)) - int(np.linalg.matrix_rank(self._model(2)[0]))
 
     @property
     def within(self) -> bool:
@@ -144,9 +143,17 @@ class Design:
                 parts.append(product)
         return np.concatenate(parts)
 
-    def _matrix(self, degree: int) -> np.ndarray:
-        rows = [dict(zip(self.levels.columns, row, strict=True)) for row in self.levels.to_numpy()]
-        return np.stack([self._row(row, degree) for row in rows])
+    @cached_property
+    def _matrices(self) -> dict[int, tuple[np.ndarray, np.ndarray]]:
+        return {}
+
+    def _model(self, degree: int) -> tuple[np.ndarray, np.ndarray]:
+        """The model matrix of all interactions up to `degree`, and its pseudoinverse."""
+        if degree not in self._matrices:
+            rows = self.levels.to_dict("records")
+            matrix = np.stack([self._row(row, degree) for row in rows])
+            self._matrices[degree] = matrix, np.linalg.pinv(matrix)
+        return self._matrices[degree]
 
     @cached_property
     def degree(self) -> int:
@@ -164,9 +171,8 @@ class Design:
 
     def _all_estimable(self, degree: int) -> bool:
         """Whether the model of this degree tells every main effect from all its other terms."""
-        inverse = np.linalg.pinv(self._matrix(degree))
         return all(
-            self._hat(self._main(name, level, degree), degree, inverse) is not None
+            self._hat(self._main(name, level, degree), degree) is not None
             for name, levels in self.present.items()
             for level in levels[:-1]
         )
@@ -175,21 +181,17 @@ class Design:
         control = self.controls[name]
         return self._row({name: level}, degree) - self._row({name: control}, degree)
 
-    def _hat(self, row: np.ndarray, degree: int, inverse: np.ndarray) -> np.ndarray | None:
+    def _hat(self, row: np.ndarray, degree: int) -> np.ndarray | None:
         """(N,) weights of the runs in a contrast; None where the design confounds it."""
-        matrix = self._matrix(degree)
-        estimable = np.allclose(row @ inverse @ matrix, row, atol=1e-8)
-        return row @ inverse if estimable else None
-
-    @cached_property
-    def _inverse(self) -> np.ndarray:
-        return np.linalg.pinv(self._matrix(self.degree))
+        matrix, inverse = self._model(degree)
+        weights = row @ inverse
+        return weights if np.allclose(weights @ matrix, row, atol=1e-8) else None
 
     def main_weights(self, name: str, level: str) -> np.ndarray | None:
         """(N,) such that weights @ means is the effect of `level` against the control."""
         if self.degree == 0 or level not in self.present.get(name, ()):
             return None
-        return self._hat(self._main(name, level, self.degree), self.degree, self._inverse)
+        return self._hat(self._main(name, level, self.degree), self.degree)
 
     def interaction_weights(
         self, first: tuple[str, str], second: tuple[str, str]
@@ -203,7 +205,7 @@ class Design:
         for a, sign_a in ((first[1], 1), (self.controls[first[0]], -1)):
             for b, sign_b in ((second[1], 1), (self.controls[second[0]], -1)):
                 row += sign_a * sign_b * self._row({first[0]: a, second[0]: b}, self.degree)
-        return self._hat(row / 2, self.degree, self._inverse)
+        return self._hat(row / 2, self.degree)
 
     def run_variance(self, means: np.ndarray) -> RunVariance:
         """The variance of a run, pooled over the design, from the runs' means (N,)."""
@@ -214,8 +216,8 @@ class Design:
             df = count - len(np.unique(self.cell))
             source = f"run-level model, pooled variance within cells, t({df})"
         elif self.degree >= 2:
-            matrix = self._matrix(self.degree)
-            residual = means - matrix @ (self._inverse @ means)
+            matrix, inverse = self._model(self.degree)
+            residual = means - matrix @ (inverse @ means)
             squares = float(residual @ residual)
             df = count - int(np.linalg.matrix_rank(matrix))
             pooled = "variance within cells and " if self.replicated else ""
@@ -272,5 +274,5 @@ def contrasts_of_two_level_grid(design: Design, means: np.ndarray) -> np.ndarray
     two_level = all(len(levels) == 2 for levels in design.present.values())
     if not two_level or design.replicated or len(means) != 2 ** len(design.present):
         return None
-    matrix = design._matrix(len(design.present))
+    matrix, _ = design._model(len(design.present))
     return 2 * (matrix.T @ means / len(means))[1:]

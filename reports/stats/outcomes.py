@@ -42,11 +42,28 @@ class Outcome:
             for key, parts in self.weights.items()
         }
 
+    @cached_property
+    def _values(self) -> dict[Benchmark, np.ndarray]:
+        return {name: table.to_numpy(dtype=float) for name, table in self.scores.items()}
+
+    @cached_property
+    def _position(self) -> dict[str, int]:
+        return {run: position for position, run in enumerate(self.runs)}
+
+    def by_item(self, key: Key, runs: list[str]) -> list[np.ndarray]:
+        """For each benchmark of an outcome (I,): mean over these runs, NaN where none scored."""
+        rows = [self._position[run] for run in runs]
+        found = []
+        for name in self.weights[key]:
+            values = self._values[name][rows]
+            seen = ~np.isnan(values)
+            total, count = np.where(seen, values, 0.0).sum(axis=0), seen.sum(axis=0)
+            found.append(np.where(count > 0, total / np.maximum(count, 1), np.nan))
+        return found
+
     def items(self, key: Key, runs: list[str]) -> int:
         """How many items, over the benchmarks of an outcome, at least one of these runs scored."""
-        return sum(
-            int(self.scores[name].loc[runs].notna().any(axis=0).sum()) for name in self.weights[key]
-        )
+        return sum(int(np.sum(~np.isnan(values))) for values in self.by_item(key, runs))
 
     def item_variance(
         self, key: Key, runs: list[str], against: list[str] | None = None
@@ -56,13 +73,12 @@ class Outcome:
         Items of one cluster are kept together (cluster-robust, with the factor C / (C - 1); Miller
         2024, arXiv:2411.00640). Benchmarks share no clusters, so their variances add up.
         """
+        values = self.by_item(key, runs)
+        if against is not None:
+            other = self.by_item(key, against)
+            values = [first - second for first, second in zip(values, other, strict=True)]
         total, squares = 0.0, 0.0
-        for name, weight in self.weights[key].items():
-            table = self.scores[name]
-            value = table.loc[runs].mean(axis=0)
-            if against is not None:
-                value = value - table.loc[against].mean(axis=0)
-            value = value.to_numpy()
+        for (name, weight), value in zip(self.weights[key].items(), values, strict=True):
             seen = ~np.isnan(value)
             variance, count = cluster_variance(value[seen], self.clusters[name][seen])
             part = weight**2 * variance

@@ -14,19 +14,8 @@ from reports.example import Made, write_example
 BROWSER = shutil.which("chromium") or shutil.which("google-chrome")
 FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-background-networking"]
 SECTIONS = [
-    "verdict",
-    "validity",
-    "arms",
-    "effects",
-    "interactions",
-    "contrasts",
-    "length",
-    "curves",
-    "ladder",
-    "mechanisms",
-    "samples",
-    "cost",
-    "provenance",
+    *("verdict", "validity", "arms", "effects", "interactions", "contrasts", "length", "curves"),
+    *("ladder", "mechanisms", "samples", "cost", "provenance"),
 ]
 
 pytestmark = pytest.mark.skipif(BROWSER is None, reason="no chromium: apt-get install chromium")

@@ -3,6 +3,7 @@ from pathlib import Path
 
 import pytest
 
+from reports.build import build_report
 from reports.example import Made, write_example
 from reports.tables import Tables, read_tables
 
@@ -21,3 +22,9 @@ def made(tmp_path: Path) -> Callable[[Made], Tables]:
 def example(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of the default example, tables only."""
     return write_example(tmp_path_factory.mktemp("example"), Made(clusters=25))
+
+
+@pytest.fixture(scope="session")
+def built(example: Path) -> Path:
+    """The report of the default example, in all formats."""
+    return build_report(example)
