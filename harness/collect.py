@@ -109,7 +109,7 @@ def _runs(store: Store, plan: Plan, runs: list[Run], statuses: dict[str, Status]
                 row |= {
                     f"train_{_short(mechanism)}_{name}": value
                     for name, value in facts.items()
-                    if isinstance(value, (int, float))
+                    if isinstance(value, (int, float)) and not isinstance(value, bool)
                 }
             row["train_seconds"] = statuses[stage].seconds
         rows.append(row)

@@ -166,26 +166,31 @@ class _LiveStatus:
 
 @contextlib.contextmanager
 def _log(path: Path) -> Iterator[None]:
-    """Send stdout and stderr, of this process and of what it starts, to the end of a file."""
+    """Send stdout and stderr, of this process and of what it starts, to the end of a file.
+
+    The descriptors change, the objects stay: a logging handler that one stage of a warm process
+    made goes on to work in the next.
+    """
     sys.stdout.flush()
     sys.stderr.flush()
     kept = [os.dup(1), os.dup(2)]
     handle = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o666)
     os.dup2(handle, 1)
     os.dup2(handle, 2)
-    os.close(handle)
-    stdout = open(1, "w", encoding="utf-8", buffering=1, closefd=False)  # noqa: SIM115
-    stderr = open(2, "w", encoding="utf-8", buffering=1, closefd=False)  # noqa: SIM115
     try:
-        with contextlib.redirect_stdout(stdout), contextlib.redirect_stderr(stderr):
+        with contextlib.ExitStack() as stack:
+            if sys.stdout.fileno() != 1:  # Somebody captures what Python prints.
+                captured = stack.enter_context(open(handle, "w", encoding="utf-8", closefd=False))
+                stack.enter_context(contextlib.redirect_stdout(captured))
+                stack.enter_context(contextlib.redirect_stderr(captured))
             yield
+            sys.stdout.flush()
+            sys.stderr.flush()
     finally:
-        stdout.close()
-        stderr.close()
-        os.dup2(kept[0], 1)
-        os.dup2(kept[1], 2)
-        os.close(kept[0])
-        os.close(kept[1])
+        os.close(handle)
+        for descriptor, original in zip((1, 2), kept, strict=True):
+            os.dup2(original, descriptor)
+            os.close(original)
 
 
 class _Interruption:

@@ -24,6 +24,7 @@ def main() -> None:
     replies = os.fdopen(os.dup(1), "w", encoding="utf-8")
     # What a stage prints belongs in its log; between stages there is nothing to say on stdout.
     os.dup2(2, 1)
+    sys.stdout = open(1, "w", encoding="utf-8", buffering=1, closefd=False)  # noqa: SIM115
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     tasks: queue.SimpleQueue[Task | None] = queue.SimpleQueue()
     running, gone = threading.Event(), threading.Event()

@@ -4,6 +4,7 @@ What a stage does stands in its config under ``do``; every start leaves a line i
 """
 
 import json
+import logging
 import os
 import signal
 import subprocess
@@ -43,6 +44,13 @@ def stage(
         for step in range(int(config["seconds"] * 100)):
             progress(step, int(config["seconds"] * 100), "asleep")
             time.sleep(0.01)
+    if do == "log":
+        logger = logging.getLogger("fake")
+        if not logger.handlers:  # As libraries do: once per process, on the stderr of that moment.
+            logger.addHandler(logging.StreamHandler())
+            logger.propagate = False
+        logger.warning("logged %d", config["i"])
+        subprocess.run([sys.executable, "-c", f"print('from a child {config['i']}')"], check=True)
     if do == "stubborn":
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, signal.SIG_IGN)

@@ -259,3 +259,15 @@ def test_a_second_ctrl_c_kills(store: Store) -> None:
     outcome = run(plan, store, LocalExecutor)
     assert time.monotonic() - began < 8
     assert outcome.states == {"stubborn": "cancelled"}
+
+
+@EVERY
+def test_every_stage_of_a_warm_process_has_its_own_log(
+    make: Make, store: Store, capsys: pytest.CaptureFixture[str]
+) -> None:
+    plan = stages(*((f"s{i}", {"do": "log", "i": i}, []) for i in range(6)))
+    with capsys.disabled():
+        run(plan, store, make)
+    for i in range(6):
+        lines = store.log(f"s{i}").read_text().splitlines()
+        assert sorted(lines) == [f"from a child {i}", f"logged {i}", "start 1"]

@@ -249,7 +249,9 @@ def test_sigterm_and_cancel_stop_a_sweep(tmp_path: Path, capsys: Any) -> None:
     assert status.main([str(store.directory), "--json"]) == 1
     shown = json.loads(capsys.readouterr().out)
     assert shown["launcher"] == "alive" and shown["expected_seconds"] > 0
-    assert {"done", "running", "pending", "submitted"} >= {stage["state"] for stage in shown["stages"]}
+    assert {"done", "running", "pending", "submitted"} >= {
+        stage["state"] for stage in shown["stages"]
+    }
     assert cancel.main([str(store.directory)]) == 0
     said, _ = launcher.communicate(timeout=10)
     assert launcher.returncode == 1 and "missing: base/think" in said
