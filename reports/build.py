@@ -92,25 +92,16 @@ def _build(
     for name, content in files.items():
         file = target / name
         file.parent.mkdir(parents=True, exist_ok=True)
-        file.write_bytes(content)
+        partial = file.with_name(f".{file.name}.partial")
+        partial.write_bytes(content)
+        partial.replace(file)
     return target, missing_runs(tables)
 
 
 LISTS = ("arms", "effects", "interactions", "sensitivity", "contrasts", "benchmark_contrasts")
 COLUMNS = [
-    *(
-        "table",
-        "arm",
-        "factor",
-        "level",
-        "against",
-        "suite",
-        "benchmark",
-        "estimate",
-        "low",
-        "high",
-    ),
-    *("p", "p_adjusted", "df", "method", "why"),
+    *("table", "arm", "factor", "level", "against", "suite", "benchmark"),
+    *("estimate", "low", "high", "p", "p_adjusted", "df", "method", "why"),
 ]
 
 

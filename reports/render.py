@@ -10,7 +10,8 @@ from typing import Any
 import pandas as pd
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from reports.analysis import Row, differing_keys, flatten, variant_role
+from reports.analysis import Row
+from reports.configs import differing_keys, flatten, variant_role
 from reports.figures import curves, forest
 from reports.figures.ladder import ladder
 from reports.figures.style import Drawing

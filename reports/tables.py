@@ -241,6 +241,8 @@ def _read_items(file: Path, runs: pd.DataFrame) -> pd.DataFrame:
             except (TypeError, ValueError) as error:
                 raise TableError(file, measure, f"expected numbers or null ({error})") from error
     outside = items["score"].dropna()
+    if outside.empty:
+        raise TableError(file, "score", "every item is unscored; look at their reasons")
     outside = outside[(outside < 0) | (outside > 1)]
     if len(outside):
         raise TableError(

@@ -7,7 +7,8 @@ from typing import Any
 
 import pandas as pd
 
-from reports.analysis import Row, variant_role
+from reports.analysis import Row
+from reports.configs import variant_role
 from reports.tables import Tables
 
 TRUNCATED = 0.05

@@ -47,7 +47,10 @@ def effects(results: Row, which: str, *, title: str) -> Drawing | None:
     alpha = 1 - results["confidence"]
     suites = list(dict.fromkeys(row["suite"] for row in rows))
     labels = list(dict.fromkeys(effect_label(row) for row in rows))
-    detectable = {row["suite"]: row["value"] for row in results["mde"]}
+    pairs = len({tuple(row["factors"]) for row in rows}) if which == "interactions" else len(labels)
+    # Interactions have the main effects' standard error only where every factor has two levels.
+    banded = results["mde"] if pairs == len(labels) else []
+    detectable = {row["suite"]: row["value"] for row in banded}
     with style():
         figure = canvas(8.6, 0.95 + 0.36 * len(labels))
         panels = figure.subplots(1, len(suites), sharey=True, sharex=True, squeeze=False)[0]

@@ -8,6 +8,7 @@ from reports.stats.effects import Interval, RunVariance, t_interval
 
 BASE_METHOD = "pooled run variance plus paired item clusters (the base is one checkpoint)"
 ARM_METHOD = "pooled run variance plus item clusters (conservative for these items)"
+FEW_CLUSTERS = "a benchmark has fewer than two clusters of items"
 ITEMS_ONLY = "item clusters only: these checkpoints, no run-to-run variation"
 
 
@@ -23,7 +24,8 @@ def arm_mean(
 ) -> Interval:
     """A trained arm's mean over `runs` seeds; `items` is the (variance, df) of item sampling."""
     if run.value is None or np.isnan(items[0]):
-        return Interval(estimate=mean, method="not estimable", why=run.source)
+        why = run.source if run.value is None else FEW_CLUSTERS
+        return Interval(estimate=mean, method="not estimable", why=why)
     total, df = satterthwaite([(run.value / runs, run.df), items])
     return t_interval(mean, total, df, confidence=confidence, method=ARM_METHOD)
 
@@ -32,7 +34,7 @@ def checkpoint_mean(mean: float, items: tuple[float, float], *, confidence: floa
     """The mean of one fixed checkpoint (the base): only the sampling of items moves it."""
     variance, df = items
     if np.isnan(variance):
-        return Interval(estimate=mean, method="not estimable", why="fewer than two item clusters")
+        return Interval(estimate=mean, method="not estimable", why=FEW_CLUSTERS)
     return t_interval(mean, variance, df, confidence=confidence, method=ITEMS_ONLY)
 
 
@@ -53,6 +55,7 @@ def against_base(
     (variance, df) of the paired item differences. The two are added, with Satterthwaite's df.
     """
     if run.value is None or np.isnan(items[0]):
-        return Interval(estimate=delta, method="not estimable", why=run.source)
+        why = run.source if run.value is None else FEW_CLUSTERS
+        return Interval(estimate=delta, method="not estimable", why=why)
     total, df = satterthwaite([(run.value / runs, run.df), items])
     return t_interval(delta, total, df, confidence=confidence, method=BASE_METHOD)

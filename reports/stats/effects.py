@@ -59,9 +59,13 @@ class Interval:
 def t_interval(
     estimate: float, variance: float | None, df: float, *, confidence: float, method: str
 ) -> Interval:
-    """The t interval and two-sided p-value of an estimate with this variance."""
+    """The t interval and two-sided p-value of an estimate with this variance.
+
+    Not estimable when `variance` is None (`method` says why) or 0.
+    """
     if variance is None or not variance > ROUNDING**2:
-        return Interval(estimate=estimate, method="not estimable", why=method)
+        why = method if variance is None else "there is no variation to estimate it from"
+        return Interval(estimate=estimate, method="not estimable", why=why)
     se = float(np.sqrt(variance))
     half = float(stats.t.ppf((1 + confidence) / 2, df)) * se
     return Interval(

@@ -12,8 +12,9 @@ from typing import Any
 import pandas as pd
 import pytest
 
-from reports.analysis import Settings, variant_role
+from reports.analysis import Settings
 from reports.build import build_report, main, results_of
+from reports.configs import variant_role
 from reports.example import Made, write_example
 from reports.samples import samples, segments
 from reports.stats.effects import Interval
@@ -226,6 +227,18 @@ def test_scores_that_are_all_equal_give_no_false_certainty(tmp_path: Path) -> No
     build_report(tmp_path, ["html"])
 
 
+def test_a_base_that_is_always_right_has_no_interval_of_width_zero(tmp_path: Path) -> None:
+    write_example(tmp_path, SMALL)
+
+    def perfect(items: pd.DataFrame) -> pd.DataFrame:
+        return items.assign(score=items["score"].where(~items["run"].str.startswith("base"), 1.0))
+
+    edit(tmp_path, "items.parquet", perfect)
+    rows = results_of(read_tables(tmp_path), Settings())["arms"]
+    base = find(rows, arm="base/think", suite="reasoning", benchmark=None)
+    assert base["mean"] == 1 and base["low"] is None and "no variation" in base["why"]
+
+
 def test_validity_names_what_is_wrong(tmp_path: Path) -> None:
     write_example(tmp_path, Made(clusters=10, effects=FOUR))
     edit(tmp_path, "runs.parquet", lambda runs: runs[runs["arm"] != "bonus"])
@@ -369,6 +382,7 @@ def bad(name: str, change: Callable[[Any], Any]) -> Callable[[Path], None]:
             "items.parquet: column cluster",
         ),
         (bad("items.parquet", lambda i: i.assign(score=7.0)), "score = 7.0: expected 0 to 1"),
+        (bad("items.parquet", lambda i: i.assign(score=None)), "score: every item is unscored"),
         (bad("items.parquet", lambda i: i.assign(run="x")), "run x: is not in runs.parquet"),
         (bad("items.parquet", lambda i: pd.concat([i, i.head(1)])), "occurs twice in count"),
         (
