@@ -49,7 +49,7 @@ def load_policy(path: str | Path, *, dtype: torch.dtype = torch.float32) -> Poli
         model = Qwen2_5_VLForConditionalGeneration.from_pretrained(
             str(path), dtype=dtype, attn_implementation="sdpa"
         )
-    except (OSError, SafetensorError, ValueError) as error:
+    except (OSError, RuntimeError, SafetensorError, ValueError) as error:
         raise InputError(
             f"{path}: no readable Qwen2.5-VL model there ({error}); "
             "delete the folder to have it built again, or give another model.path"

@@ -67,14 +67,17 @@ class Processor:
 
     @classmethod
     def load(cls, folder: str | Path) -> "Processor":
-        """Load from a folder or a Hub id."""
+        """Load from a folder or a Hub id; InputError when files are missing or damaged."""
         try:
             return cls(
                 AutoTokenizer.from_pretrained(str(folder)),
                 Qwen2VLImageProcessorPil.from_pretrained(str(folder)),
             )
-        except OSError as error:
-            raise InputError(f"{folder}: no tokenizer or image processor there: {error}") from None
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise InputError(
+                f"{folder}: no readable tokenizer and image processor there ({error}); "
+                "delete the folder to have it built again, or give another model.path"
+            ) from None
 
     def save(self, folder: Path) -> None:
         """Write tokenizer and processor files into a Hugging Face folder."""

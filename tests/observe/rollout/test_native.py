@@ -1,0 +1,157 @@
+"""The in-process sampler against Hugging Face's generate, and its choice of a token exactly."""
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from observe.glyphs import questions
+from observe.model.batch import batch_prompts
+from observe.model.logprobs import completion_logprobs
+from observe.model.policy import load_policy
+from observe.prompts import build_messages
+from observe.rollout.engine import SamplingParams
+from observe.rollout.native import NativeEngine, _choose
+
+
+@pytest.fixture(scope="module")
+def trained(base):
+    """A model that ends its answers, so that rows leave the batch at different times."""
+    return load_policy(base / "checkpoint", dtype=torch.float64)
+
+
+def prompts(policy, number=12):
+    return [
+        policy.processor.sample(
+            build_messages("think", question.text, question.options, 1), question.open_images()
+        )
+        for question in questions("validation", number)
+    ]
+
+
+def test_greedy_is_what_hugging_face_generates(trained):
+    samples = prompts(trained)
+    ours = NativeEngine(trained).generate(
+        samples, SamplingParams(max_new_tokens=48, temperature=0.0), [0] * len(samples)
+    )
+    lengths = set()
+    for sample, (completion,) in zip(samples, ours, strict=True):
+        batch = batch_prompts([sample], pad_id=0)
+        theirs = trained.model.generate(
+            input_ids=batch.token_ids_BL,
+            attention_mask=batch.mask_BL,
+            mm_token_type_ids=(batch.token_ids_BL == trained.processor.image_pad_id).int(),
+            pixel_values=batch.pixels_RD,
+            image_grid_thw=batch.grid_I3,
+            max_new_tokens=48,
+            do_sample=False,
+            suppress_tokens=trained.processor.banned_ids,
+        )[0, sample.length :].tolist()
+        assert completion.token_ids == theirs
+        lengths.add(len(theirs))
+    assert len(lengths) > 1
+
+
+@pytest.mark.parametrize("batch_size", [1, 4, 7, 256])
+def test_the_size_of_its_batches_changes_nothing(trained, batch_size):
+    samples, params = prompts(trained), SamplingParams(max_new_tokens=40, n=4)
+    expected = NativeEngine(trained, batch_size=48).generate(samples, params, range(12))
+    found = NativeEngine(trained, batch_size=batch_size).generate(samples, params, range(12))
+    assert found == expected
+    assert len({len(c.token_ids) for group in expected for c in group}) > 5
+
+
+def test_what_it_samples_is_what_the_trainer_scores(trained):
+    """Tokens drawn by inversion at u are those whose cumulative probability first exceeds u."""
+    from observe.rollout.native import _uniforms
+
+    samples, params = prompts(trained, 4), SamplingParams(max_new_tokens=16, temperature=1.3, n=2)
+    groups = NativeEngine(trained).generate(samples, params, [5, 6, 7, 8])
+    uniforms = _uniforms([5, 6, 7, 8], params)
+    vocabulary = range(len(trained.processor.tokenizer))
+    for i, group in enumerate(groups):
+        for j, completion in enumerate(group):
+            for step in (0, len(completion.token_ids) - 1):
+                chosen = completion.token_ids[step]
+                prefix = completion.token_ids[:step]
+                with torch.no_grad():
+                    logprobs, _, _ = completion_logprobs(
+                        trained,
+                        [samples[i]],
+                        [[[*prefix, token] for token in vocabulary]],
+                        temperature=1.3,
+                    )
+                cumulative = logprobs[:, step].exp().cumsum(0)
+                u = float(uniforms[2 * i + j, step])
+                assert cumulative[chosen] > u - 1e-6
+                assert chosen == 0 or cumulative[chosen - 1] <= u + 1e-6
+
+
+def test_training_mode_is_given_back(trained):
+    params = SamplingParams(max_new_tokens=2)
+    for training in (True, False):
+        trained.model.train(training)
+        NativeEngine(trained).generate(prompts(trained, 1), params, [0])
+        assert trained.model.training == training
+    trained.model.eval()
+
+
+def chosen(logits, uniforms, **params):
+    rows = torch.tensor(logits).repeat(len(uniforms), 1)
+    settings = SamplingParams(max_new_tokens=1, **params)
+    return _choose(rows, settings, torch.tensor(uniforms, dtype=torch.double)).tolist()
+
+
+EVEN = [0.0, 0.05, 0.15, 0.25, 0.35, 0.45, 0.55, 0.65, 0.75, 0.85, 0.95, 1 - 2**-53]
+
+
+def test_a_token_is_drawn_in_proportion_to_its_probability():
+    logits = torch.tensor([0.1, 0.2, 0.3, 0.4]).log().tolist()
+    grid = [(i + 0.5) / 1000 for i in range(1000)]
+    counts = torch.bincount(torch.tensor(chosen(logits, grid))).tolist()
+    assert counts == [100, 200, 300, 400]
+
+
+def test_temperature_sharpens_and_flattens():
+    logits = torch.tensor([0.2, 0.8]).log().tolist()
+    grid = [(i + 0.5) / 1000 for i in range(1000)]
+    assert sum(chosen(logits, grid, temperature=0.5)) == pytest.approx(1000 * 16 / 17, abs=1)
+    assert sum(chosen(logits, grid, temperature=2.0)) == pytest.approx(1000 * 2 / 3, abs=1)
+
+
+def test_top_k_keeps_the_k_most_probable():
+    logits = [0.0, 3.0, 1.0, 2.0]
+    assert set(chosen(logits, EVEN, top_k=2)) == {1, 3}
+    assert set(chosen(logits, EVEN, top_k=99, temperature=5.0)) == {0, 1, 2, 3}
+
+
+def test_top_p_keeps_the_smallest_set_with_that_mass():
+    logits = torch.tensor([0.05, 0.5, 0.15, 0.3]).log().tolist()
+    assert set(chosen(logits, EVEN, top_p=0.45)) == {1}
+    assert set(chosen(logits, EVEN, top_p=0.75)) == {1, 3}
+    assert set(chosen(logits, EVEN, top_p=0.9)) == {1, 2, 3}
+    assert set(chosen(logits, EVEN, top_p=1.0)) == {0, 1, 2, 3}
+
+
+def test_top_p_measures_the_mass_at_the_temperature():
+    logits = torch.tensor([0.1, 0.9]).log().tolist()
+    assert set(chosen(logits, EVEN, top_p=0.8)) == {1}
+    assert set(chosen(logits, EVEN, top_p=0.8, temperature=4.0)) == {0, 1}
+
+
+@given(
+    st.lists(st.floats(-30, 30), min_size=2, max_size=20),
+    st.floats(0, 1, exclude_max=True),
+    st.integers(0, 5),
+    st.floats(0.01, 1.0),
+)
+def test_an_impossible_token_is_never_chosen(logits, uniform, top_k, top_p):
+    impossible = [float("-inf"), *logits, float("-inf")]
+    (token,) = chosen(impossible, [uniform], top_k=top_k, top_p=top_p)
+    assert 0 < token < len(impossible) - 1
+
+
+def test_greedy_needs_no_random_number():
+    assert _choose(
+        torch.tensor([[0.0, 2.0, 1.0]]), SamplingParams(max_new_tokens=1), None
+    ).tolist() == [1]
