@@ -26,6 +26,7 @@ def run_command(command: Callable[[], int]) -> int:
 
 def add_ablation_arguments(parser: ArgumentParser) -> None:
     """FILE, --out, --seeds, --set and --jobs, as sweep and plan have them."""
+    parser.add_argument("--config", action="config", help="A YAML file with these options.")
     parser.add_argument("file", type=str, help="The ablation file, e.g. ablations/full.yaml.")
     parser.add_argument(
         "--out", type=str, default="runs", help="Folder of all sweeps; this one's is OUT/<name>."

@@ -15,7 +15,7 @@ from typing import Any
 import pandas as pd
 from jsonargparse import ArgumentParser
 
-from harness import provenance
+from harness import machine, provenance
 from harness.cli import run_command
 from harness.estimate import known_statuses
 from harness.graph import KINDS, Plan, Run, read_plan
@@ -67,7 +67,7 @@ def collect(store: Store, *, command: str | None = None) -> Path | None:
         "command": command,
         "code": sorted({status.code for status in statuses.values() if status.code}),
         "versions": provenance.versions(),
-        "machine": provenance.machine(),
+        "machine": machine.describe(),
         "seconds": seconds_by_kind(plan, statuses),
     }
     _write_json(document, store.results / "sweep.json")

@@ -1,12 +1,11 @@
 """A plan in words: ``python -m harness.plan FILE``."""
 
-import os
 from collections import Counter
 from pathlib import Path
 
 from jsonargparse import ArgumentParser, Namespace
 
-from harness import cli
+from harness import cli, machine
 from harness.ablation import Ablation, load_ablation
 from harness.estimate import Estimate, duration, estimate, known_statuses
 from harness.graph import KINDS, Plan, Run, make_plan
@@ -35,7 +34,7 @@ def describe(plan: Plan, ablation: Ablation, store: Store, *, jobs: int | None) 
     """The arms as differences from the reference, the stages, and what they will take."""
     statuses = known_statuses(plan, store)
     done = {stage for stage, status in statuses.items() if status.state == "done"}
-    cost = estimate(plan, statuses, cores=len(os.sched_getaffinity(0)), jobs=jobs)
+    cost = estimate(plan, statuses, cores=machine.cores(), jobs=jobs)
     cells = [run for run in plan.runs if run.kind == "cell"]
     variants = [run for run in plan.runs if run.kind == "variant"]
     bases = [run for run in plan.runs if run.kind == "base"]

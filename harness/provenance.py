@@ -1,7 +1,6 @@
-"""Which code and which machine results come from."""
+"""Which code results come from."""
 
 import importlib.metadata
-import os
 import platform
 import subprocess
 from pathlib import Path
@@ -28,25 +27,6 @@ def versions() -> dict[str, str]:
         except importlib.metadata.PackageNotFoundError:
             continue
     return found
-
-
-def machine() -> dict[str, object]:
-    """Processor model, cores this process may use, memory in gigabytes, operating system."""
-    model = next(
-        (
-            line.partition(":")[2].strip()
-            for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-            if line.startswith("model name")
-        ),
-        platform.machine(),
-    )
-    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
-    return {
-        "cpu": model,
-        "cores": len(os.sched_getaffinity(0)),
-        "memory_gb": round(memory, 1),
-        "system": f"{platform.system()} {platform.release()}",
-    }
 
 
 def _git(*arguments: str) -> str | None:

@@ -2,13 +2,12 @@
 
 import dataclasses
 import json
-import os
 from pathlib import Path
 from typing import Any
 
 from jsonargparse import ArgumentParser
 
-from harness import process
+from harness import machine, process
 from harness.cli import run_command
 from harness.estimate import duration, estimate
 from harness.graph import Plan, read_plan
@@ -42,7 +41,7 @@ def sweep_status(store: Store) -> dict[str, Any]:
         readable[stage.id] = status
         stages.append(entry)
     launcher = store.launcher_process()
-    cost = estimate(plan, readable, cores=len(os.sched_getaffinity(0)), jobs=None)
+    cost = estimate(plan, readable, cores=machine.cores(), jobs=None)
     return {
         "name": plan.name,
         "directory": str(store.directory),

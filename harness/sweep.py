@@ -4,7 +4,6 @@ Plans, runs what is not done, collects the results and writes the report. Run ag
 """
 
 import json
-import os
 import shlex
 import subprocess
 import sys
@@ -13,7 +12,7 @@ from pathlib import Path
 
 from jsonargparse import ArgumentParser, Namespace
 
-from harness import cli, provenance
+from harness import cli, machine, provenance
 from harness.ablation import Ablation, load_ablation, to_plain
 from harness.dispatch import Outcome, dispatch
 from harness.estimate import known_statuses
@@ -51,7 +50,7 @@ def _run(options: Namespace, ablation: Ablation, plan: Plan, store: Store) -> Ou
     write_plan(plan, store.plan_file)
     store.event("launched", executor=executor.name, stages=len(plan.stages))
     print(flush=True)
-    watch = Watch(plan, store, cores=len(os.sched_getaffinity(0)), jobs=options.jobs)
+    watch = Watch(plan, store, cores=machine.cores(), jobs=options.jobs)
     try:
         return dispatch(
             plan, store, executor, retries=options.retries, code=provenance.commit(), watch=watch

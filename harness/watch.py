@@ -1,5 +1,6 @@
 """What a sweep is doing: a live table on a terminal, a line now and then elsewhere."""
 
+import contextlib
 import sys
 import time
 from collections import Counter
@@ -12,6 +13,7 @@ from rich.table import Table
 from harness.estimate import duration, estimate, known_statuses
 from harness.graph import KINDS, Plan
 from harness.store import State, Status, Store
+from observe.errors import InputError
 
 REFRESH_S = 1.0
 LINE_S = 15.0
@@ -27,6 +29,7 @@ class Watch:
         self._live: Live | None = None
         self._finished: Counter[State] = Counter()
         self._next = 0.0
+        self._known = known_statuses(plan, store)
         if sys.stdout.isatty():
             self._live = Live(console=Console(), auto_refresh=False)
             self._live.start()
@@ -41,7 +44,7 @@ class Watch:
         if now < self._next and not (complete and finished != self._finished):
             return
         self._finished = finished
-        statuses = known_statuses(self._plan, self._store)
+        statuses = self._statuses(states)
         left = estimate(self._plan, statuses, cores=self._cores, jobs=self._jobs).seconds
         if self._live:
             self._next = now + REFRESH_S
@@ -49,6 +52,14 @@ class Watch:
         else:
             self._next = now + LINE_S
             print(line(self._plan, statuses, self._arms, left), flush=True)
+
+    def _statuses(self, states: dict[str, State]) -> dict[str, Status]:
+        """Read again only what may have changed."""
+        for stage, state in states.items():
+            if state == "running" or self._known[stage].state != state:
+                with contextlib.suppress(InputError):
+                    self._known[stage] = self._store.status(stage)
+        return self._known
 
     def close(self) -> None:
         """Leave the last table on the screen."""

@@ -18,6 +18,12 @@ class Ended:
     """How its process ended, for when the status does not say."""
 
 
+def thread_environment(cpus: int) -> dict[str, str]:
+    """Environment that gives numerical libraries so many threads, when set before they load."""
+    names = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
+    return dict.fromkeys(names, str(cpus))
+
+
 class Executor(Protocol):
     """Runs stages. Every implementation passes ``tests/harness/test_executors.py``.
 

@@ -4,7 +4,7 @@ import os
 import time
 
 from harness import job, process
-from harness.executors.base import Ended
+from harness.executors.base import Ended, thread_environment
 from harness.job import Task
 from harness.process import Liveness
 from harness.store import Status
@@ -23,6 +23,7 @@ class InlineExecutor:
         return not self._ended
 
     def submit(self, task: Task) -> None:
+        os.environ.update(thread_environment(task.cpus))
         state = job.run(task, executor=self.name, job=str(os.getpid()))
         self._ended.append(Ended(id=task.id, detail=state))
 

@@ -11,8 +11,8 @@ import sys
 import time
 from typing import IO
 
-from harness import process
-from harness.executors.base import Ended
+from harness import machine, process
+from harness.executors.base import Ended, thread_environment
 from harness.job import Task
 from harness.process import Liveness
 from harness.store import Status
@@ -25,25 +25,6 @@ ALLOCATOR = {
     "MALLOC_TRIM_THRESHOLD_": str(4 * 2**30),
     "MALLOC_TOP_PAD_": str(2**28),
 }
-
-
-def machine() -> tuple[int, int, float]:
-    """Cores this process may use, GPUs it may see, and memory in gigabytes."""
-    cores = len(os.sched_getaffinity(0))
-    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
-    return cores, len(_gpus()), memory
-
-
-def _gpus() -> list[str]:
-    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-    if visible is not None:
-        return [gpu for gpu in visible.split(",") if gpu.strip() not in ("", "-1")]
-    try:
-        listed = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, check=False)
-    except FileNotFoundError:
-        return []
-    lines = [line for line in listed.stdout.splitlines() if line.startswith("GPU ")]
-    return [str(index) for index in range(len(lines))]
 
 
 @dataclasses.dataclass(kw_only=True)
@@ -68,8 +49,8 @@ class LocalExecutor:
     def __init__(self, *, jobs: int | None = None) -> None:
         """``jobs``: stages at a time at most; by default as many as fit."""
         self._jobs = jobs
-        self._cores, _, self._memory = machine()
-        self._gpus = _gpus()
+        self._cores, self._memory = machine.cores(), machine.memory_gb()
+        self._gpus = machine.gpus()
         self._workers: list[_Worker] = []
         self._attached: dict[str, Status] = {}
         self._selector = selectors.DefaultSelector()
@@ -162,14 +143,11 @@ class LocalExecutor:
     def _start_worker(self, task: Task) -> _Worker:
         self._retire_idle()
         gpus = tuple(self._free_gpus()[: task.gpus])
-        threads = str(task.cpus)
         environment = {
             **os.environ,
             **ALLOCATOR,
+            **thread_environment(task.cpus),
             "PYTHONPATH": os.pathsep.join(path or os.getcwd() for path in sys.path),
-            "OMP_NUM_THREADS": threads,
-            "MKL_NUM_THREADS": threads,
-            "OPENBLAS_NUM_THREADS": threads,
             "CUDA_VISIBLE_DEVICES": ",".join(gpus),
         }
         # A session of its own: Ctrl-C reaches the launcher alone, and a dead worker's children

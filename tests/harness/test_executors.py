@@ -210,9 +210,9 @@ def test_what_a_killed_worker_started_dies_too(make: Make, store: Store) -> None
     run(stages(("bad", {"do": "die_with_child"}, [])), store, make, retries=0)
     child = int((store.folder("bad") / "child").read_text())
     deadline = time.monotonic() + 5
-    while process.start_ticks(child) is not None and time.monotonic() < deadline:
+    while process.start_of(child) is not None and time.monotonic() < deadline:
         time.sleep(0.05)
-    assert process.start_ticks(child) is None
+    assert process.start_of(child) is None
 
 
 @ISOLATED

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from harness import process
+from harness import machine, process
 from harness.store import Status, Store, write_atomically
 from observe.errors import InputError
 
@@ -119,6 +119,38 @@ def test_a_zombie_is_dead() -> None:
     os.waitid(os.P_PID, child.pid, os.WEXITED | os.WNOWAIT)
     assert process.liveness(identity) == "dead"
     child.wait()
+
+
+def test_ps_tells_the_same() -> None:
+    with subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"]) as child:
+        started = process.start_by_ps(child.pid)
+        assert started and started == process.start_by_ps(child.pid)
+        child.kill()
+        os.waitid(os.P_PID, child.pid, os.WEXITED | os.WNOWAIT)
+        assert process.start_by_ps(child.pid) is None, "a zombie"
+    assert process.start_by_ps(child.pid) is None
+
+
+@pytest.mark.parametrize(
+    ("quota", "expected"), [("max 100000", 64), ("250000 100000", 2), ("50000 100000", 1), ("", 64)]
+)
+def test_a_containers_quota_bounds_the_cores(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, quota: str, expected: int
+) -> None:
+    monkeypatch.setattr(machine, "CGROUP", tmp_path)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(64)))
+    if quota:
+        (tmp_path / "cpu.max").write_text(quota + "\n")
+        (tmp_path / "memory.max").write_text(str(2**30) + "\n")
+    assert machine.cores() == expected
+    assert machine.memory_gb() == 1.0 or not quota
+
+
+def test_visible_gpus_are_those_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "2,GPU-7")
+    assert machine.gpus() == ["2", "GPU-7"]
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    assert machine.gpus() == []
 
 
 def test_status_is_plain_json(store: Store) -> None:

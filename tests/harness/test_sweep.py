@@ -133,7 +133,7 @@ def kill_launcher(launcher: "subprocess.Popen[str]", store: Store) -> None:
     children = Path(f"/proc/{launcher.pid}/task/{launcher.pid}/children").read_text().split()
     assert children
     os.kill(launcher.pid, signal.SIGKILL)
-    wait_for(lambda: not any(process.start_ticks(int(pid)) for pid in children))
+    wait_for(lambda: not any(process.start_of(int(pid)) for pid in children))
 
 
 def test_the_command_reports_what_there_is_names_what_failed_and_goes_on(tmp_path: Path) -> None:
