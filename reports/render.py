@@ -19,6 +19,8 @@ from reports.samples import samples
 from reports.tables import Tables
 from reports.validity import points
 
+WHY = "the verdict says why"
+
 
 @dataclass(frozen=True, kw_only=True)
 class Document:
@@ -139,14 +141,14 @@ def _tiles(tables: Tables, results: Row) -> list[Row]:
         if row["measure"] == "score" and row["suite"] in tables.suites:
             known = row["estimable"]
             value = points(row["estimate"]) if known else "not estimable"
-            note = f"{points(row['low'])} to {points(row['high'])}" if known else row["why"]
+            note = f"{points(row['low'])} to {points(row['high'])}" if known else WHY
             name = f"reference against the base, {row['suite']}"
             unit = "points" if known else ""
             tiles.append({"name": name, "value": value, "unit": unit, "note": note})
     for row in results["mde"]:
         if row["suite"] in tables.suites:
             known = row["value"] is not None
-            pair = f"{100 * row['contrast']:.1f} between two runs" if known else row["why"]
+            pair = f"{100 * row['contrast']:.1f} between two runs" if known else WHY
             value = f"{100 * row['value']:.1f}" if known else "not estimable"
             name = f"minimum detectable effect, {row['suite']}"
             unit = "points" if known else ""

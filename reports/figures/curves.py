@@ -23,6 +23,8 @@ METRICS = {
     "entropy": "entropy",
     "kl": "KL to the base",
 }
+FEW = 6
+"""Curves of so few points are drawn with their points."""
 POINTS = 15
 """Curves of more steps than this are averaged in so many bins, so that they can be read."""
 
@@ -61,7 +63,8 @@ def by_arm(tables: Tables) -> Drawing | None:
                 mean = table[arms == arm].mean(axis=0).dropna()
                 special = arm in colours
                 width, colour = (2.0, colours[arm]) if special else (0.9, REST)
-                axes.plot(mean.index, mean, color=colour, linewidth=width)
+                marker = "o" if len(mean) <= FEW else None
+                axes.plot(mean.index, mean, marker=marker, c=colour, lw=width, markersize=3)
             axes.set_title(METRICS[metric])
             bare(axes, grid="y")
         for axes in list(panels.flat)[len(metrics) :]:
@@ -81,10 +84,10 @@ def by_level(tables: Tables, confidence: float) -> Drawing | None:
     if tables.curves is None or not tables.factors:
         return None
     recorded = set(tables.curves["metric"])
-    metric = next((m for m in METRICS if m in recorded), None)
-    if metric is None:
+    found = [(m, smoothed(tables.curves, m)) for m in METRICS if m in recorded]
+    metric, table = next(((m, t) for m, t in found if t.shape[1] > 1), (None, None))
+    if metric is None or table is None:
         return None
-    table = smoothed(tables.curves, metric)
     cells = tables.runs.loc[table.index]
     table, cells = table[cells["kind"] == "cell"], cells[cells["kind"] == "cell"]
     texts = []

@@ -40,9 +40,12 @@ def effect_label(row: Row) -> str:
 
 
 def effects(results: Row, which: str, *, title: str) -> Drawing | None:
-    """One panel for each suite, one line for each of the `effects` or `interactions`."""
+    """One panel for each suite, one line for each of the `effects` or `interactions`.
+
+    None where not one of them is estimable: there is nothing to see then.
+    """
     rows = results[which]
-    if not rows:
+    if not any(row["estimable"] for row in rows):
         return None
     alpha = 1 - results["confidence"]
     suites = list(dict.fromkeys(row["suite"] for row in rows))
@@ -80,13 +83,20 @@ def effects(results: Row, which: str, *, title: str) -> Drawing | None:
 def _line(axes: Axes, y: int, row: Row, alpha: float) -> None:
     """An effect and its interval; filled where it stands after correction."""
     if not row["estimable"]:
-        axes.text(0, y, " not estimable", va="center", color=MUTED, fontsize=8)
+        _not_estimable(axes, y)
         return
     clear = row["p_adjusted"] <= alpha
     colour = BLUE if clear else MUTED
     axes.plot([100 * row["low"], 100 * row["high"]], [y, y], color=colour, linewidth=2.4)
     face = colour if clear else PAPER
     axes.plot(100 * row["estimate"], y, "o", color=colour, markerfacecolor=face, markersize=6.5)
+
+
+def _not_estimable(axes: Axes, y: int) -> None:
+    middle = axes.get_yaxis_transform()
+    axes.text(
+        0.5, y, "not estimable", transform=middle, ha="center", va="center", color=MUTED, size=8
+    )
 
 
 def arm_colours(tables: Tables) -> dict[str, str]:
@@ -108,9 +118,8 @@ def arms(tables: Tables, results: Row) -> Drawing:
     """Arms by suite, best first, with the design matrix beside the names."""
     suites = list(tables.suites)
     rows = {(r["arm"], r["suite"]): r for r in results["arms"] if r["benchmark"] is None}
-    names = sorted(
-        {arm for arm, _ in rows}, key=lambda arm: _height(rows, arm, suites), reverse=True
-    )
+    known = dict.fromkeys(arm for arm, _ in rows)
+    names = sorted(known, key=lambda arm: _height(rows, arm, suites), reverse=True)
     colours = arm_colours(tables)
     with style():
         figure = canvas(9.2, 1.3 + 0.27 * len(names))
@@ -124,6 +133,9 @@ def arms(tables: Tables, results: Row) -> Drawing:
                 row = rows.get((arm, suite))
                 if row is not None:
                     _dot(axes, y, row, colours.get(arm, REST))
+            low, high = axes.get_xlim()
+            if high - low < 1:
+                axes.set_xlim(low - 5, high + 5)
             axes.set_title(suite)
             axes.set_xlabel("accuracy, %")
             bare(axes)
@@ -156,6 +168,7 @@ def _dot(axes: Axes, y: int, row: Row, colour: str) -> None:
     whole = row["low"] is not None
     low, high = ("low", "high") if whole else ("checkpoints_low", "checkpoints_high")
     if row[low] is None:
+        _not_estimable(axes, y)
         return
     shape = "-" if whole else (0, (1.5, 1.5))
     axes.plot([100 * row[low], 100 * row[high]], [y, y], color=colour, linestyle=shape, linewidth=2)

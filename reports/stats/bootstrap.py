@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 from scipy import stats
 
+from reports.stats.effects import ROUNDING
 from reports.stats.outcomes import Key, Outcome
 
 
@@ -36,8 +37,8 @@ class ClusterBootstrap:
 
 
 def percentile(draws: np.ndarray, confidence: float) -> tuple[float | None, float | None]:
-    """Central percentile interval of (B,) draws; None where they are undefined."""
-    if np.isnan(draws).any():
+    """Central percentile interval of (B,) draws; None where they are undefined or all equal."""
+    if np.isnan(draws).any() or np.ptp(draws) < ROUNDING:
         return None, None
     low, high = np.quantile(draws, [(1 - confidence) / 2, (1 + confidence) / 2])
     return float(low), float(high)
