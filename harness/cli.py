@@ -55,6 +55,14 @@ def add_ablation_arguments(parser: ArgumentParser) -> None:
     )
 
 
+def check_numbers(jobs: int | None, retries: int = 0) -> None:
+    """Raises InputError for numbers that make no sense."""
+    if jobs is not None and jobs < 1:
+        raise InputError(f"--jobs {jobs}: expected 1 or more")
+    if retries < 0:
+        raise InputError(f"--retries {retries}: expected 0 or more")
+
+
 def overrides_of(seeds: str | None, settings: list[str]) -> dict[str, object]:
     """What --seeds and --set change in the ablation file."""
     overrides = dict(parse_override(text) for text in settings)

@@ -146,6 +146,7 @@ class _Builder:
         self.bases: list[Run] = []
         self._evaluate = ablation.evaluate
         self._resources = ablation.resources
+        self._fingerprints: dict[str, str] = {}
 
     def trained(self, cell: design.Cell, config: TrainConfig) -> Run:
         mapping = to_mapping(config)
@@ -208,7 +209,7 @@ class _Builder:
     def _add(self, kind: str, config: dict[str, Any], consumes: dict[str, str]) -> str:
         resources: Resources = getattr(self._resources, kind)
         stage = Stage(
-            id=stage_id(kind, config, consumes, resources.cpus),
+            id=stage_id(kind, config, consumes, resources.cpus, self._fingerprints),
             kind=kind,
             config=config,
             consumes=consumes,
@@ -218,16 +219,24 @@ class _Builder:
         return stage.id
 
 
-def stage_id(kind: str, config: dict[str, Any], consumes: dict[str, str], cpus: int) -> str:
+def stage_id(
+    kind: str,
+    config: dict[str, Any],
+    consumes: dict[str, str],
+    cpus: int,
+    fingerprints: dict[str, str] | None = None,
+) -> str:
     """``<kind>-<16 hex>`` from everything that can change the stage's result.
 
-    Paths of models and question files count by their content, wherever they lie. Left out: output
-    folders, number of workers, logging.
+    Paths of models and question files count by their content, wherever they lie;
+    ``fingerprints`` remembers it from stage to stage of a plan. Left out: output folders, number
+    of workers, logging.
     """
+    fingerprints = {} if fingerprints is None else fingerprints
     described = {
         "kind": kind,
         "version": KINDS[kind].version,
-        "config": _by_content(config),
+        "config": _by_content(config, fingerprints),
         "consumes": consumes,
         "cpus": cpus,
     }
@@ -253,7 +262,7 @@ FINGERPRINTS: dict[str, Callable[[Path], str]] = {
 """Settings of any stage that may be a path -> what makes the fingerprint of its content."""
 
 
-def _by_content(config: dict[str, Any]) -> dict[str, Any]:
+def _by_content(config: dict[str, Any], fingerprints: dict[str, str]) -> dict[str, Any]:
     """The config with paths replaced by fingerprints of what they name.
 
     An ablation's paths are absolute; anything else is a name: glyphs, a Hub id.
@@ -264,7 +273,9 @@ def _by_content(config: dict[str, Any]) -> dict[str, Any]:
         for key in setting.split("."):
             value = value.get(key) if isinstance(value, dict) else None
         if isinstance(value, str) and Path(value).is_absolute():
-            found[setting] = fingerprint(Path(value))
+            if value not in fingerprints:
+                fingerprints[value] = fingerprint(Path(value))
+            found[setting] = fingerprints[value]
     return with_overrides(config, found)
 
 

@@ -199,23 +199,17 @@ class _Interruption:
 
 @contextlib.contextmanager
 def _interruptible() -> Iterator[_Interruption]:
-    """SIGTERM and SIGINT raise Cancelled while armed; whoever handled them before still hears."""
+    """SIGTERM and SIGINT raise Cancelled while armed."""
     interruption = _Interruption()
-    previous: dict[int, Any] = {
-        number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)
-    }
 
     def stop(number: int, frame: Any) -> None:
-        if callable(previous[number]) and previous[number] is not signal.default_int_handler:
-            previous[number](number, frame)
         if interruption.armed:
             interruption.armed = False
             raise Cancelled
 
-    for handled in previous:
-        signal.signal(handled, stop)
+    previous = {number: signal.signal(number, stop) for number in (signal.SIGTERM, signal.SIGINT)}
     try:
         yield interruption
     finally:
-        for handled, handler in previous.items():
-            signal.signal(handled, handler)
+        for number, handler in previous.items():
+            signal.signal(number, handler)

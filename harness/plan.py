@@ -23,6 +23,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _print(options: Namespace) -> int:
+    cli.check_numbers(options.jobs)
     overrides = cli.overrides_of(options.seeds, options.set)
     ablation, start = load_ablation(Path(options.file), overrides)
     plan = make_plan(ablation, start, options.file)

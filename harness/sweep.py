@@ -28,6 +28,7 @@ from harness.watch import Watch
 def sweep(options: Namespace, command: str) -> int:
     """Run the command; its exit code. Raises InputError before anything is written."""
     began = time.monotonic()
+    cli.check_numbers(options.jobs, options.retries)
     overrides = cli.overrides_of(options.seeds, options.set)
     ablation, start = load_ablation(Path(options.file), overrides)
     plan = make_plan(ablation, start, options.file)

@@ -68,7 +68,8 @@ class Watch:
 
     def _table(self, statuses: dict[str, Status], left: float) -> Table:
         table = Table(box=None, pad_edge=False)
-        for column in ("", "done", "", "", ""):
+        table.add_column("", min_width=2 + max(map(len, self._arms.values())))
+        for column in ("done", "", "", ""):
             table.add_column(column)
         for kind, (done, total, failed) in counts(self._plan, statuses).items():
             note = f"[red]{failed} failed[/red]" if failed else ""

@@ -1,6 +1,7 @@
 """Runs each stage in the launcher's own process, one at a time: for debugging."""
 
 import os
+import signal
 import time
 
 from harness import job, process
@@ -25,6 +26,9 @@ class InlineExecutor:
     def submit(self, task: Task) -> None:
         os.environ.update(thread_environment(task.cpus))
         state = job.run(task, executor=self.name, job=str(os.getpid()))
+        if state == "cancelled":
+            # The stage took the signal that was meant for the launcher too.
+            signal.raise_signal(signal.SIGTERM)
         self._ended.append(Ended(id=task.id, detail=state))
 
     def attach(self, task: Task, status: Status) -> Liveness:

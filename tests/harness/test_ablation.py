@@ -157,6 +157,7 @@ def test_a_hub_id_is_taken_as_it_is(tmp_path: Path) -> None:
         (["{file}", "--set", "data.size"], "--set data.size: expected key=value"),
         (["{file}", "--set", "data.size=[1"], "--set data.size=[1: the value is not valid YAML"),
         (["{file}", "--set", "data.size=x"], "set: data.size: expected int, got 'x'"),
+        (["{file}", "--jobs", "0"], "--jobs 0: expected 1 or more"),
         (["{broken}"], "broken.yaml: not valid YAML"),
         (["{list}"], "list.yaml: expected a mapping"),
     ],
