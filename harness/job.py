@@ -180,7 +180,7 @@ def _log(path: Path) -> Iterator[None]:
     try:
         with contextlib.ExitStack() as stack:
             if sys.stdout.fileno() != 1:  # Somebody captures what Python prints.
-                captured = stack.enter_context(open(handle, "w", encoding="utf-8", closefd=False))
+                captured = stack.enter_context(open(handle, "w", buffering=1, closefd=False))
                 stack.enter_context(contextlib.redirect_stdout(captured))
                 stack.enter_context(contextlib.redirect_stderr(captured))
             yield
