@@ -64,10 +64,15 @@ def rollout_metrics(
     lengths = lengths_PG.float()
     ended = lengths[~truncated_PG]
     total = rewards.total_PG[rewards.scored_PG]
+    # Over the completions that could be judged; a group with fewer than two has no spread.
+    groups = [group[~group.isnan()] for group in rewards.total_PG]
+    stds_P = torch.stack([g.std() if len(g) > 1 else torch.tensor(torch.nan) for g in groups])
+    constant_P = torch.tensor([bool((g == g[:1]).all()) for g in groups])
     metrics = {
         "reward": _mean(total),
-        "reward_std": _mean(rewards.total_PG.nan_to_num(0.0).std(dim=1)),
-        "frac_reward_zero_std": _mean((advantages_PG == 0).all(dim=1).float()),
+        "reward_std": _mean(stds_P[~stds_P.isnan()]),
+        "frac_reward_zero_std": _mean(constant_P.float()),
+        "observe/zero_advantage_share": _mean((advantages_PG == 0).all(dim=1).float()),
         "completions/mean_length": _mean(lengths),
         "completions/min_length": float(lengths.min()),
         "completions/max_length": float(lengths.max()),

@@ -8,18 +8,28 @@ rewards of a group into advantages, take one gradient step. Everything random is
 import dataclasses
 import hashlib
 import statistics
+import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
+from ruamel.yaml import YAML
 from torch import Tensor
 
 from observe import grpo
 from observe.checkpoint import latest_checkpoint, load_state, save_checkpoint
-from observe.config import EMBEDDED, RewardConfig, TrainConfig, from_mapping
+from observe.config import (
+    EMBEDDED,
+    RewardConfig,
+    TrainConfig,
+    from_mapping,
+    load_yaml,
+    to_mapping,
+    with_overrides,
+)
 from observe.data.curriculum import Curriculum, ShuffledOrder, make_order
 from observe.data.question import Question
 from observe.data.rungs import length_quantile, load_ladder, select
@@ -157,7 +167,10 @@ def prepare(config: TrainConfig, out: Path, *, model: Path | str, ladder: Path |
         state = load_state(saved)
         run.step, run.tokens, run.seconds = state["step"], state["tokens"], state["seconds"]
         optimizer.load_state_dict(state["optimizer"])
-        curriculum.load_state_dict(state["curriculum"])
+        try:
+            curriculum.load_state_dict(state["curriculum"])
+        except InputError as error:
+            raise InputError(f"{saved}: {error}") from None
     return run
 
 
@@ -391,7 +404,7 @@ def stage(
     return train(settings, out, model=model, ladder=inputs.get("ladder"), progress=progress)
 
 
-def main() -> int:
+def main(arguments: Sequence[str] | None = None) -> int:
     """The command; returns its exit code (2 for bad input)."""
     from jsonargparse import ArgumentParser
 
@@ -400,27 +413,39 @@ def main() -> int:
     parser = ArgumentParser(
         prog="python -m observe.train",
         description="Train one policy. A stopped run goes on when the command is given again.",
+        print_config=None,
     )
-    parser.add_argument("--config", action="config", help="YAML file of settings.")
+    # The file is read by this package's own rules (YAML 1.2, strict), which name it in errors.
     parser.add_argument(
-        "--out", type=Path, required=True, help="Folder for checkpoint/ and the logs."
-    )
-    parser.add_argument(
-        "--base",
-        type=Path | None,
-        default=None,
-        help="Folder that observe.base wrote (model.path glyphs).",
+        "--config", type=Path | None, help="YAML file of settings; options beside it win."
     )
     parser.add_argument(
-        "--ladder", type=Path | None, default=None, help="Folder that observe.ladder wrote."
+        "--print_config", action="store_true", help="Print all settings as YAML and exit."
     )
+    parser.add_argument("--out", type=Path | None, help="Folder for checkpoint/ and the logs.")
+    parser.add_argument(
+        "--base", type=Path | None, help="Folder that observe.base wrote (model.path glyphs)."
+    )
+    parser.add_argument("--ladder", type=Path | None, help="Folder that observe.ladder wrote.")
     parser.add_class_arguments(TrainConfig)
-    given = parser.parse_args().as_dict()
-    out, base, ladder = given.pop("out"), given.pop("base"), given.pop("ladder")
-    given.pop("config")
+    given = parser.parse_args(arguments, defaults=False).as_dict()
+    file, out, base, ladder = (
+        given.pop(name, None) for name in ("config", "out", "base", "ladder")
+    )
+    print_config = given.pop("print_config", False)
 
     def command() -> None:
-        config = from_mapping(TrainConfig, given, source="settings")
+        mapping = load_yaml(file) if file else {}
+        if isinstance(mapping, dict):
+            mapping = with_overrides(mapping, dict(_dotted(given)))
+        config = from_mapping(TrainConfig, mapping, source=str(file or "options"))
+        if print_config:
+            yaml = YAML(typ="safe", pure=True)
+            yaml.default_flow_style = False
+            yaml.dump(to_mapping(config), sys.stdout)
+            return
+        if out is None:
+            raise InputError("--out: missing; it names the folder for checkpoint/ and the logs")
         if config.model.path == EMBEDDED and base is None:
             raise InputError("--base: model.path glyphs needs the folder that observe.base wrote")
         out.mkdir(parents=True, exist_ok=True)
@@ -429,6 +454,15 @@ def main() -> int:
         print(f"{out / 'checkpoint'}: {result['steps']} steps, reward {result['final_reward']:.3f}")
 
     return exit_code(command)
+
+
+def _dotted(mapping: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """``{"reward": {"bonus": {"weight": 0.2}}}`` -> ``("reward.bonus.weight", 0.2)``."""
+    for key, value in mapping.items():
+        if isinstance(value, dict):
+            yield from _dotted(value, f"{prefix}{key}.")
+        else:
+            yield prefix + key, value
 
 
 if __name__ == "__main__":
