@@ -11,11 +11,13 @@ from observe.glyphs.model import build_policy
 SMALL = BaseConfig(
     hidden_size=64,
     layers=2,
+    look_steps=0,
     steps=100,
     batch_size=16,
     lr=4e-3,
     warmup_steps=10,
     scenes=600,
+    initializer_range=0.07,
     tokenizer_texts=400,
     verbose_share=0.0,
 )

@@ -117,7 +117,7 @@ def test_few_statements_are_judged_by_themselves():
 
 
 def test_a_glance_is_one_statement():
-    objects = sum(cell != "empty" for cell in cells())
+    objects = sum(not cell.startswith("empty") for cell in cells())
     assert faithfulness(observing(f"{objects} objects"), question()) == 1.0
     assert faithfulness(observing(f"{objects + 1} objects"), question()) == 0.0
 
