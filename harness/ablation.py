@@ -386,8 +386,9 @@ def _check(ablation: Ablation, source: str) -> None:
             fail(f"{key}.mem_gb", f"expected 0 or more, got {resources.mem_gb}")
         if resources.hours <= 0:
             fail(f"{key}.hours", f"expected more than 0, got {resources.hours}")
-    if not 0 < ablation.report.confidence < 1:
-        fail("report.confidence", f"expected between 0 and 1, got {ablation.report.confidence}")
+    if not 0.5 <= ablation.report.confidence < 1:
+        given = ablation.report.confidence
+        fail("report.confidence", f"expected a number from 0.5 to below 1, got {given}")
     for name, whose in (("prompt", "prompt"), ("model", "trained model")):
         if name in ablation.evaluate:
             fail(f"evaluate.{name}", f"each arm is evaluated with its own {whose}; remove this key")

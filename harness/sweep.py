@@ -54,7 +54,7 @@ def _run(options: Namespace, ablation: Ablation, plan: Plan, store: Store) -> Ou
     watch = Watch(plan, store, cores=machine.cores(), jobs=options.jobs)
     try:
         return dispatch(
-            plan, store, executor, retries=options.retries, code=provenance.commit(), watch=watch
+            plan, store, executor, retries=options.retries, code=provenance.code(), watch=watch
         )
     finally:
         watch.close()
@@ -74,6 +74,7 @@ def _report(plan: Plan, store: Store, outcome: Outcome, command: str) -> float |
     evaluated = any(outcome.states[run.stages["evaluate"]] == "done" for run in plan.runs)
     if outcome.stopped or not evaluated:
         return None
+    print("\ncollecting the results and writing the report", flush=True)
     stamp.unlink(missing_ok=True)
     (store.report / "index.html").unlink(missing_ok=True)
     directory = str(store.directory)

@@ -71,8 +71,8 @@ class Watch:
         table.add_column("", min_width=2 + max(map(len, self._arms.values())))
         for column in ("done", "", "", ""):
             table.add_column(column)
-        for kind, (done, total, failed) in counts(self._plan, statuses).items():
-            note = f"[red]{failed} failed[/red]" if failed else ""
+        for kind, (done, total, ended) in counts(self._plan, statuses).items():
+            note = f"[red]{ended}[/red]"
             bar = ProgressBar(total=total, completed=done, width=24)
             table.add_row(f"[bold]{kind}[/bold]", f"{done}/{total}", bar, note)
             for stage in self._plan.stages.values():
@@ -92,8 +92,8 @@ class Watch:
 def line(plan: Plan, statuses: dict[str, Status], arms: dict[str, str], left: float) -> str:
     """The state of a sweep in one line."""
     parts = []
-    for kind, (done, total, failed) in counts(plan, statuses).items():
-        parts.append(f"{kind} {done}/{total}" + (f" ({failed} failed)" if failed else ""))
+    for kind, (done, total, ended) in counts(plan, statuses).items():
+        parts.append(f"{kind} {done}/{total}" + (f" ({ended})" if ended else ""))
     running = []
     for stage in plan.stages.values():
         status = statuses[stage.id]
@@ -106,14 +106,15 @@ def line(plan: Plan, statuses: dict[str, Status], arms: dict[str, str], left: fl
     return text + (f" | about {duration(left)} left" if left else "")
 
 
-def counts(plan: Plan, statuses: dict[str, Status]) -> dict[str, tuple[int, int, int]]:
-    """Kind -> stages done, in all, and failed or cancelled."""
+def counts(plan: Plan, statuses: dict[str, Status]) -> dict[str, tuple[int, int, str]]:
+    """Kind -> stages done, stages in all, and how many failed or were cancelled, in words."""
     table = {}
     for kind in KINDS:
         states = [statuses[s.id].state for s in plan.stages.values() if s.kind == kind]
         if states:
-            ended = sum(state in ("failed", "cancelled") for state in states)
-            table[kind] = (states.count("done"), len(states), ended)
+            ended = ((states.count(state), state) for state in ("failed", "cancelled"))
+            words = ", ".join(f"{count} {state}" for count, state in ended if count)
+            table[kind] = (states.count("done"), len(states), words)
     return table
 
 

@@ -58,7 +58,12 @@ def stage(
     if do == "unwritable":
         return {"value": object()}
     consumed = {role: json.loads((p / "result.json").read_text()) for role, p in inputs.items()}
-    return {"config": config, "roles": sorted(consumed), "threads": os.environ["OMP_NUM_THREADS"]}
+    return {
+        "config": config,
+        "roles": sorted(consumed),
+        "threads": os.environ["OMP_NUM_THREADS"],
+        "gpus": os.environ.get("CUDA_VISIBLE_DEVICES"),
+    }
 
 
 def base(

@@ -114,7 +114,7 @@ BAD = [
     ({"evaluate.prompt": "think"}, "evaluate.prompt: each arm is evaluated with its own prompt"),
     ({"resources.train.cpus": 0}, "resources.train.cpus: expected 1 or more, got 0"),
     ({"resources.trian": {}}, "resources.trian: unknown key; did you mean 'train'?"),
-    ({"report.confidence": 95}, "report.confidence: expected between 0 and 1, got 95"),
+    ({"report.confidence": 95}, "report.confidence: expected a number from 0.5 to below 1, got 95"),
     (
         {"report.planned_contrasts": [{"arm": "format", "against": "base"}]},
         "report.planned_contrasts[0].against: unknown arm 'base'; arms: control, bonus, format",

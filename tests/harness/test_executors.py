@@ -1,5 +1,6 @@
 """What every executor must do: one suite over all implementations."""
 
+import dataclasses
 import os
 import signal
 import subprocess
@@ -12,13 +13,15 @@ from pathlib import Path
 import pytest
 from sweeps import stages
 
-from harness import graph, process
+from harness import graph, machine, process
+from harness.ablation import Resources
 from harness.dispatch import Outcome, dispatch
 from harness.executors.base import Executor
 from harness.executors.inline import InlineExecutor
 from harness.executors.local import LocalExecutor
 from harness.graph import Plan
 from harness.store import Status, Store
+from observe.errors import InputError
 
 Make = Callable[[], Executor]
 EVERY = pytest.mark.parametrize("make", [InlineExecutor, LocalExecutor])
@@ -185,8 +188,6 @@ def test_a_stage_that_still_runs_is_waited_for(make: Make, store: Store) -> None
 
 @EVERY
 def test_a_stage_on_a_machine_that_cannot_be_seen_is_left_alone(make: Make, store: Store) -> None:
-    from observe.errors import InputError
-
     store.folder("a").mkdir(parents=True)
     elsewhere = {**process.identity(), "host": "elsewhere"}
     store.write_status(Status(stage="a", state="running", attempt=1, process=elsewhere))
@@ -252,11 +253,6 @@ def test_jobs_bounds_what_runs_at_once(store: Store) -> None:
 
 
 def test_a_stage_that_asks_for_too_many_gpus_is_refused(store: Store) -> None:
-    import dataclasses
-
-    from harness.ablation import Resources
-    from observe.errors import InputError
-
     plan = stages(("a", {}, []))
     asks = dataclasses.replace(plan.stages["a"], resources=Resources(gpus=999))
     plan = dataclasses.replace(plan, stages={"a": asks})
@@ -283,3 +279,33 @@ def test_every_stage_of_a_warm_process_has_its_own_log(
     for i in range(6):
         lines = store.log(f"s{i}").read_text().splitlines()
         assert sorted(lines) == [f"from a child {i}", f"logged {i}", "start 1"]
+
+
+def test_each_gpu_has_one_stage_at_a_time(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3,5")
+    work = {"do": "sleep", "seconds": 0.3}
+    plan = stages(*((f"s{i}", {**work, "i": i}, []) for i in range(5)), ("cpu", {}, []))
+    asks = Resources(gpus=1, mem_gb=0.1)
+    for id, stage in plan.stages.items():
+        if id != "cpu":
+            plan.stages[id] = dataclasses.replace(stage, resources=asks)
+    assert run(plan, store, lambda: LocalExecutor(jobs=6)).complete
+    assert store.result("cpu")["gpus"] == ""
+    used: dict[str, list[tuple[float, float]]] = {"3": [], "5": []}
+    for i in range(5):
+        status = store.status(f"s{i}")
+        used[store.result(f"s{i}")["gpus"]].append((status.started, status.ended))
+    for spans in used.values():
+        assert len(spans) >= 2
+        spans.sort()
+        assert all(one[1] <= other[0] for one, other in zip(spans, spans[1:], strict=False))
+
+
+def test_stages_share_the_memory(store: Store) -> None:
+    most = Resources(mem_gb=0.6 * machine.memory_gb())
+    plan = stages(*((f"s{i}", {"do": "sleep", "seconds": 0.2}, []) for i in range(3)))
+    for id, stage in plan.stages.items():
+        plan.stages[id] = dataclasses.replace(stage, resources=most)
+    assert run(plan, store, lambda: LocalExecutor(jobs=3)).complete
+    spans = sorted((store.status(id).started, store.status(id).ended) for id in plan.stages)
+    assert all(one[1] <= other[0] for one, other in zip(spans, spans[1:], strict=False))

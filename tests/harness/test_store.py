@@ -3,13 +3,14 @@
 import json
 import multiprocessing
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
-from harness import machine, process
+from harness import machine, process, provenance
 from harness.store import Status, Store, write_atomically
 from observe.errors import InputError
 
@@ -157,3 +158,24 @@ def test_status_is_plain_json(store: Store) -> None:
     store.write_status(Status(stage="a", process=process.identity()))
     content = json.loads((store.folder("a") / "status.json").read_text())
     assert content["state"] == "pending" and content["process"]["pid"] == os.getpid()
+
+
+def test_the_code_is_a_commit_only_where_the_files_are_in_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert re.fullmatch(r"[0-9a-f]{40}(\+dirty)?|observe-ablations .*", provenance.code())
+    subprocess.run(["git", "init", "-q", str(tmp_path)], check=True)
+    copy = tmp_path / "provenance.py"
+    copy.write_text("")
+    monkeypatch.setattr(provenance, "ROOT", tmp_path)
+    monkeypatch.setattr(provenance, "__file__", str(copy))
+    monkeypatch.setattr(provenance, "PACKAGE", "pytest")
+    assert provenance.code() == f"pytest {pytest.__version__}"
+    monkeypatch.setattr(provenance, "PACKAGE", "nobody-has-this-package")
+    assert provenance.code() is None
+    git = ["git", "-C", str(tmp_path), "-c", "user.name=n", "-c", "user.email=e"]
+    subprocess.run([*git, "add", "provenance.py"], check=True)
+    subprocess.run([*git, "commit", "-qm", "m"], check=True)
+    assert re.fullmatch(r"[0-9a-f]{40}", provenance.code())
+    copy.write_text("changed")
+    assert re.fullmatch(r"[0-9a-f]{40}\+dirty", provenance.code())

@@ -245,7 +245,7 @@ def test_bad_input_found_by_a_stage_is_code_2(tmp_path: Path) -> None:
 
 def test_a_terminal_sees_a_live_table(tmp_path: Path) -> None:
     write_ablation(tmp_path, {"design": "arms", "arms": [{}], "reference": OFF})
-    (tmp_path / "break").write_text("train")  # Nothing to report: only the table is of interest.
+    (tmp_path / "break").write_text("base")  # Nothing to report: only the table is of interest.
     ours, theirs = pty.openpty()
     launcher = subprocess.Popen(
         [*COMMAND, "ablation.yaml", "--out", "runs"],
@@ -260,10 +260,10 @@ def test_a_terminal_sees_a_live_table(tmp_path: Path) -> None:
         while chunk := os.read(ours, 4096):
             said += chunk
     os.close(ours)
-    assert launcher.wait() == 1
+    assert launcher.wait() == 2
     text = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", said.decode())
-    assert re.search(r"train +0/3 .* 3 failed", text), text
-    assert re.search(r"evaluate +1/4 .* 3 failed", text), text
+    assert re.search(r"base +0/1 .* 1 failed", text), text
+    assert re.search(r"evaluate +0/4 .* 4 cancelled", text), text
 
 
 def test_sigterm_and_cancel_stop_a_sweep(tmp_path: Path, capsys: Any) -> None:
