@@ -12,18 +12,22 @@ from observe.errors import InputError
 set_parsing_settings(docstring_parse_attribute_docstrings=True)
 
 _INTERVAL_S = 5.0
-_state = {"started": 0.0, "printed": 0.0}
+_state = {"started": 0.0, "first": 0.0, "printed": 0.0}
 
 
 def print_progress(done: int, total: int, message: str) -> None:
-    """Print ``done/total``, the time left and a message, every few seconds and at the end."""
+    """Print ``done/total``, the time left and a message, every few seconds and at the end.
+
+    The time left is taken from the pace of this process alone: a resumed run starts at some
+    ``done`` that others reached.
+    """
     now = time.monotonic()
     if done <= 1 or not _state["started"]:
-        _state["started"] = now
+        _state.update(started=now, first=done)
     if done < total and now - _state["printed"] < _INTERVAL_S:
         return
     _state["printed"] = now
-    left = (now - _state["started"]) / max(done, 1) * (total - done)
+    left = (now - _state["started"]) / max(done - _state["first"], 1) * (total - done)
     print(f"{done}/{total}  {left:5.0f} s left  {message}", flush=True)
 
 
