@@ -413,7 +413,7 @@ def _check_settings(ablation: Ablation, start: dict[str, Any], source: str) -> N
         for level, settings in factor.levels.items():
             key = f"factors.{name}.levels.{level}"
             _check_section(settings, key, source)
-            config = _level_config(ablation, start, settings, f"{source}: {key}")
+            config = _config_with(ablation, start, settings, f"{source}: {key}")
             for other, same in configs.items():
                 if same == config:
                     raise InputError(
@@ -432,7 +432,7 @@ def _check_settings(ablation: Ablation, start: dict[str, Any], source: str) -> N
     for name, variant in ablation.variants.items():
         key = f"variants.{name}.set"
         _check_section(variant.set, key, source)
-        train_config(start, variant.set, f"{source}: {key}")
+        _config_with(ablation, start, variant.set, f"{source}: {key}")
     evaluate = from_mapping(EvaluateConfig, ablation.evaluate, source=source, key="evaluate")
     suites = load_yaml(SUITES)
     for suite in evaluate.suites:
@@ -442,10 +442,10 @@ def _check_settings(ablation: Ablation, start: dict[str, Any], source: str) -> N
             )
 
 
-def _level_config(
+def _config_with(
     ablation: Ablation, start: dict[str, Any], settings: dict[str, Any], source: str
 ) -> TrainConfig:
-    """A level on its own or, where it makes no sense alone, with the others' reference levels."""
+    """The settings on their own or, where they make no sense alone, in the reference arm."""
     try:
         return train_config(start, settings, source)
     except InputError as alone:

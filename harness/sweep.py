@@ -22,7 +22,7 @@ from harness.executors.local import LocalExecutor
 from harness.graph import KINDS, Plan, make_plan, write_plan
 from harness.plan import describe
 from harness.store import Store, write_atomically, write_yaml
-from harness.watch import Watch
+from harness.watch import Watch, arms_of
 
 
 def sweep(options: Namespace, command: str) -> int:
@@ -78,20 +78,24 @@ def _report(plan: Plan, store: Store, outcome: Outcome, command: str) -> float |
     stamp.unlink(missing_ok=True)
     (store.report / "index.html").unlink(missing_ok=True)
     directory = str(store.directory)
-    collect = ["-m", "harness.collect", directory, "--command", command]
-    for arguments in (collect, ["-m", "reports", directory]):
-        if subprocess.run([sys.executable, *arguments], stdout=subprocess.DEVNULL).returncode == 2:
-            break
-    if (store.report / "index.html").exists():
+    collected = _quietly("harness.collect", directory, "--command", command) == 0
+    # 1 says that runs are missing, as the summary does.
+    if collected and _quietly("reports", directory) in (0, 1) and outcome.complete:
         write_atomically(stamp, described, durable=False)
     return time.monotonic() - began
+
+
+def _quietly(module: str, *arguments: str) -> int:
+    """Run a command of ours for its files; only its complaints are shown."""
+    command = [sys.executable, "-m", module, *arguments]
+    return subprocess.run(command, stdout=subprocess.DEVNULL, check=False).returncode
 
 
 def _summary(
     plan: Plan, store: Store, outcome: Outcome, wall_s: float, report_s: float | None
 ) -> int:
     """Print what there is and what is missing; the exit code."""
-    statuses = known_statuses(plan, store)
+    statuses, names = known_statuses(plan, store), arms_of(plan)
     print("\nseconds per part (stages that run side by side count each):")
     for kind in KINDS:
         stages = [statuses[s.id] for s in plan.stages.values() if s.kind == kind]
@@ -107,7 +111,8 @@ def _summary(
         if state in ("failed", "cancelled") and status.error:
             if status.error["class"] in ("Blocked", "Cancelled"):
                 continue
-            print(f"{state}: {stage}: {status.error['class']}: {status.error['message']}")
+            error = f"{status.error['class']}: {status.error['message']}"
+            print(f"{state}: {stage} ({names[stage]}): {error}")
             print(f"  see {store.log(stage)}")
     missing = [run.run for run in plan.runs if outcome.states[run.stages["evaluate"]] != "done"]
     if missing:

@@ -147,7 +147,7 @@ def test_the_command_reports_what_there_is_names_what_failed_and_goes_on(tmp_pat
     store = Store(tmp_path / "runs" / "small")
     failed = [s for s in read_plan(store.plan_file).stages if store.status(s).state == "failed"]
     assert len(failed) == 1
-    assert f"failed: {failed[0]}: ValueError: broken" in said
+    assert f"failed: {failed[0]} (curriculum+bonus/seed0): ValueError: broken" in said
     assert f"see {Path('runs/small/stages') / failed[0] / 'log.txt'}" in said
     assert "missing: curriculum+bonus/seed0; run the same command again" in said
     assert (store.report / "index.html").exists()
