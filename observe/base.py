@@ -29,6 +29,8 @@ from observe.prompts import build_messages
 PROMPT_SHARES = {"plain": 0.15, "direct": 0.15, "think": 0.35, "observe": 0.35}
 GENERAL_SHARE = 0.3
 """Share of the general families among the training questions."""
+POOL_SEED = 10**6
+"""Seeds from here on belong to supervised training: it and reinforcement share no question."""
 BUCKET_BATCHES = 8
 """Batches drawn and sorted by length at a time."""
 
@@ -55,20 +57,25 @@ def train_base(
     started = time.perf_counter()
     policy = build_policy(config)
     policy.model.train()
-    optimizer = torch.optim.AdamW(
-        policy.model.parameters(), lr=config.lr, betas=(0.9, 0.98), weight_decay=0.01
-    )
+    optimizers = _optimizers(policy, config)
     pool = _pool(config)
-    batches = _batches(policy, pool, config, random.Random(f"{config.seed}/base"))
+    rng = random.Random(f"{config.seed}/base")
+    look, full = (
+        _batches(policy, pool, config, rng, _look),
+        _batches(policy, pool, config, rng, _answer),
+    )
     losses = []
     for step in range(config.steps):
-        for group in optimizer.param_groups:
-            group["lr"] = config.lr * _schedule(step, config)
-        loss = _loss(policy, next(batches))
+        for optimizer in optimizers:
+            for group in optimizer.param_groups:
+                group["lr"] = group["peak_lr"] * _schedule(step, config)
+        looks = rng.random() * config.look_steps >= step
+        loss = _loss(policy, next(look if looks else full))
         loss.backward()
         torch.nn.utils.clip_grad_norm_(policy.model.parameters(), 1.0)
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
+        for optimizer in optimizers:
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
         losses.append(float(loss.detach()))
         progress(step + 1, config.steps, f"loss {losses[-1]:.3f}")
     policy.model.eval()
@@ -79,6 +86,25 @@ def train_base(
         "parameters": sum(p.numel() for p in policy.model.parameters()),
         "seconds": time.perf_counter() - started,
     }
+
+
+def _optimizers(policy: Policy, config: BaseConfig) -> list[torch.optim.Optimizer]:
+    """Muon for the hidden layers' matrices, AdamW for the rest; perception begins sooner so."""
+    matrices: list[torch.nn.Parameter] = []
+    others: list[torch.nn.Parameter] = []
+    for name, parameter in policy.model.named_parameters():
+        is_hidden = parameter.ndim == 2 and "embed" not in name
+        (matrices if is_hidden else others).append(parameter)
+    return [
+        torch.optim.Muon(
+            [{"params": matrices, "peak_lr": config.matrix_lr}],
+            lr=config.matrix_lr,
+            weight_decay=0.01,
+        ),
+        torch.optim.AdamW(
+            [{"params": others, "peak_lr": config.lr}], betas=(0.9, 0.98), weight_decay=0.01
+        ),
+    ]
 
 
 def _schedule(step: int, config: BaseConfig) -> float:
@@ -93,20 +119,37 @@ def _pool(config: BaseConfig) -> list[Question]:
     """Training questions, general and reasoning families mixed."""
     general = round(config.scenes * GENERAL_SHARE)
     return [
-        *questions("train", general, seed=config.seed + 1, families=tuple(GENERAL_FAMILIES)),
+        *questions(
+            "train", general, seed=POOL_SEED + config.seed, families=tuple(GENERAL_FAMILIES)
+        ),
         *questions(
             "train",
             config.scenes - general,
-            seed=config.seed + 2,
+            seed=POOL_SEED + config.seed,
             families=tuple(REASONING_FAMILIES),
         ),
     ]
 
 
+def _answer(question: Question, config: BaseConfig, rng: random.Random) -> tuple[str, str]:
+    """A random prompt, and a response under it with a random habit."""
+    prompt = rng.choices(list(PROMPT_SHARES), list(PROMPT_SHARES.values()))[0]
+    return prompt, response(question, prompt, config, rng)
+
+
+def _look(question: Question, config: BaseConfig, rng: random.Random) -> tuple[str, str]:
+    """The observation alone, under the prompt that asks for one."""
+    return "observe", f"<observe>{question.observation}</observe>"
+
+
 def _batches(
-    policy: Policy, pool: Sequence[Question], config: BaseConfig, rng: random.Random
+    policy: Policy,
+    pool: Sequence[Question],
+    config: BaseConfig,
+    rng: random.Random,
+    target: Callable[[Question, BaseConfig, random.Random], tuple[str, str]],
 ) -> Iterator[_Batch]:
-    """Endless batches: random questions, each under a random prompt with a random habit.
+    """Endless batches of random questions with the prompt and response that ``target`` gives.
 
     Drawn many batches at a time and sorted by length within, so that little is padded.
     """
@@ -114,10 +157,9 @@ def _batches(
     while True:
         pairs: list[tuple[Sample, list[int]]] = []
         for question in rng.sample(pool, min(len(pool), config.batch_size * BUCKET_BATCHES)):
-            prompt = rng.choices(list(PROMPT_SHARES), list(PROMPT_SHARES.values()))[0]
+            prompt, text = target(question, config, rng)
             messages = build_messages(prompt, question.text, question.options, 1)
             sample = processor.sample(messages, question.open_images())
-            text = response(question, prompt, config, rng)
             pairs.append((sample, [*processor.encode(text), processor.eos_ids[0]]))
         pairs.sort(key=lambda pair: pair[0].length + len(pair[1]))
         chunks = [pairs[i : i + config.batch_size] for i in range(0, len(pairs), config.batch_size)]

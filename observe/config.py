@@ -30,12 +30,17 @@ class BaseConfig:
 
     seed: int = 0
     """Seed of weights, training scenes and answer habits."""
-    steps: int = 420
-    """Supervised steps; more steps make a better base with less left to learn."""
+    look_steps: int = 400
+    """Over these first steps the share of responses that are an observation alone falls from all
+    to none: perception comes first."""
+    steps: int = 800
+    """Supervised steps, look_steps included; more steps leave less to learn by reinforcement."""
     batch_size: int = 64
     """Question-response pairs per step."""
-    lr: float = 1.5e-3
-    """Peak learning rate of AdamW (linear warm-up, cosine decay)."""
+    lr: float = 3e-3
+    """Peak learning rate of AdamW for embeddings, biases and norms (warm-up, cosine decay)."""
+    matrix_lr: float = 0.02
+    """Peak learning rate of Muon for the matrices of the hidden layers, on the same schedule."""
     warmup_steps: int = 40
     """Steps of linear warm-up."""
     hidden_size: int = 128
@@ -44,7 +49,7 @@ class BaseConfig:
     """Layers of the language model."""
     scenes: int = 6000
     """Pictures to learn from; each is seen with several questions."""
-    initializer_range: float = 0.07
+    initializer_range: float = 0.1
     """Standard deviation of the initial weights; at 0.02 perception does not begin in time."""
     tokenizer_texts: int = 2000
     """Texts of the world that the tokenizer is trained on."""
@@ -58,6 +63,11 @@ class BaseConfig:
     """Share of training responses to easy questions that answer without working it out."""
     short_share_hard: float = 0.4
     """The same for questions of several arithmetic steps."""
+
+    def __post_init__(self) -> None:
+        for key in ("steps", "batch_size", "scenes", "tokenizer_texts"):
+            if getattr(self, key) < 1:
+                raise InputError(f"{key}: expected at least 1, got {getattr(self, key)}")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

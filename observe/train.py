@@ -176,14 +176,14 @@ def prepare(config: TrainConfig, out: Path, *, model: Path | str, ladder: Path |
 
 def choose_questions(config: TrainConfig, ladder: Path | None) -> tuple[list[Question], Curriculum]:
     """The questions of the run and their order; every order consumes the same ones once."""
+    # Seed 0 whatever the run's seed: replicates differ in order and sampling, not in questions.
     data = config.data
     if data.selection == "raw":
-        questions = load_questions(data.source, split="train", size=data.size, seed=config.seed)
+        questions = load_questions(data.source, split="train", size=data.size, seed=0)
         return questions, ShuffledOrder([q.id for q in questions], seed=config.seed)
     if ladder is None:
         raise InputError("data.selection: ladder needs the folder of a ladder (--ladder)")
     built = load_ladder(ladder)
-    # Seed 0 whatever the run's seed: replicates differ in order and sampling, not in questions.
     rungs = select(built.rungs, data.size, seed=0)
     chosen = {rung.question for rung in rungs}
     questions = [question for question in built.questions() if question.id in chosen]
@@ -448,6 +448,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
             raise InputError("--out: missing; it names the folder for checkpoint/ and the logs")
         if config.model.path == EMBEDDED and base is None:
             raise InputError("--base: model.path glyphs needs the folder that observe.base wrote")
+        if file and config.data.source != EMBEDDED:
+            source = {"data.source": str(file.parent / config.data.source)}
+            config = from_mapping(
+                TrainConfig, with_overrides(to_mapping(config), source), source=str(file)
+            )
         out.mkdir(parents=True, exist_ok=True)
         model = base / "checkpoint" if base else config.model.path
         result = train(config, out, model=model, ladder=ladder, progress=print_progress)

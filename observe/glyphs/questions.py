@@ -11,9 +11,21 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from observe.data.question import Question
-from observe.glyphs.scenes import COLOURS, SHAPES, Item, Scene, render, sample_scene
+from observe.glyphs.scenes import (
+    COLOURS,
+    HELD_OUT,
+    SHAPES,
+    Item,
+    Scene,
+    render,
+    sample_scene,
+    split_of,
+)
 from observe.scoring import AnswerType
 
+EMPTY = "empty cell"
+"""How a cell without an object is described: two words, as an object, so that the place of a cell
+in a listing is the place of its words."""
 SPLITS = ("train", "validation", "reasoning", "general", "ood")
 
 
@@ -60,7 +72,12 @@ def _attribute(rng: random.Random, scene: Scene, kinds: Sequence[str], but: str 
 
 
 _SINGLE = (*COLOURS, *SHAPES)
-_PAIRS = tuple(f"{c} {s}" for c in COLOURS for s in SHAPES)
+
+
+def _pairs(scene: Scene) -> list[str]:
+    """Colour-shape combinations to ask for; those held out only where they may occur."""
+    asked = split_of(scene) == "ood"
+    return [f"{c} {s}" for c in COLOURS for s in SHAPES if asked or (c, s) not in HELD_OUT]
 
 
 def _count_one(rng: random.Random, scene: Scene) -> Task:
@@ -75,7 +92,7 @@ def _count_one(rng: random.Random, scene: Scene) -> Task:
 
 
 def _count_pair(rng: random.Random, scene: Scene) -> Task:
-    a = _attribute(rng, scene, _PAIRS)
+    a = _attribute(rng, scene, _pairs(scene))
     n = _count(scene, a)
     return Task(
         text=f"How many {_noun(a)} are there?",
@@ -167,8 +184,8 @@ def _cost(rng: random.Random, scene: Scene) -> Task:
 
 
 def _exists(rng: random.Random, scene: Scene) -> Task:
-    present = [a for a in _PAIRS if _count(scene, a)]
-    absent = [a for a in _PAIRS if not _count(scene, a)]
+    present = [a for a in _pairs(scene) if _count(scene, a)]
+    absent = [a for a in _pairs(scene) if not _count(scene, a)]
     a = rng.choice(present if rng.random() < 0.5 else absent)
     n = _count(scene, a)
     return Task(
@@ -214,7 +231,7 @@ def _empty(rng: random.Random, scene: Scene) -> Task:
         text=f"Is {_place(scene, index)} empty?",
         gold="no" if item else "yes",
         answer_type="yes_no",
-        working=(f"{_place(scene, index)} {' '.join(item) if item else 'empty'}",),
+        working=(f"{_place(scene, index)} {' '.join(item) if item else EMPTY}",),
     )
 
 
@@ -306,7 +323,7 @@ def question(split: str, index: int, *, seed: int, family: str) -> Question:
 def observation(scene: Scene) -> str:
     """The gold observation: every cell in reading order, rows divided by semicolons."""
     rows = [
-        ", ".join(" ".join(item) if item else "empty" for item in scene.row(r))
+        ", ".join(" ".join(item) if item else EMPTY for item in scene.row(r))
         for r in range(scene.rows)
     ]
     return "; ".join(rows)

@@ -11,6 +11,7 @@ import re
 
 from observe.config import BaseConfig
 from observe.data.question import Question
+from observe.glyphs.questions import EMPTY
 
 HARD_LEVEL = 4
 """From this level on, working it out takes several steps and is skipped more often."""
@@ -67,7 +68,7 @@ def _malformed(prompt: str, observed: str, working: str, answer: str, rng: rando
 def _glance(question: Question, rng: random.Random) -> str:
     """An observation that names the objects' number alone."""
     cells = re.split(r"[;,] ", question.observation)
-    return f"{sum(cell != 'empty' for cell in cells)} objects"
+    return f"{sum(cell != EMPTY for cell in cells)} objects"
 
 
 def _gist(step: str) -> str:
@@ -80,9 +81,9 @@ def _gist(step: str) -> str:
 def faithfulness(text: str, question: Question) -> float | None:
     """Share of the statements in ``<observe>`` that are true of the scene.
 
-    A statement is one cell of the reading-order listing (``red circle`` or ``empty``); it is true
-    when the scene's cell at that place is just that. Statements beyond the last cell are false. A
-    glance (``4 objects``) is one statement. None where there is no observation to judge.
+    A statement is one cell of the reading-order listing (``red circle`` or ``empty cell``); it is
+    true when the scene's cell at that place is just that. Statements beyond the last cell are
+    false. A glance (``4 objects``) is one statement. None where there is nothing to judge.
     """
     found = _OBSERVE.search(text)
     if found is None:
@@ -91,7 +92,7 @@ def faithfulness(text: str, question: Question) -> float | None:
     cells = re.split(r"[;,] ", question.observation)
     number = re.fullmatch(r"(\d+) objects?", body)
     if number:
-        return float(int(number.group(1)) == sum(cell != "empty" for cell in cells))
+        return float(int(number.group(1)) == sum(cell != EMPTY for cell in cells))
     stated = [s.strip() for s in re.split(r"[;,]", body) if s.strip()]
     if not stated:
         return None

@@ -80,7 +80,9 @@ def sample_scene(rng: random.Random, split: str) -> Scene:
             count = rng.randint(4, 8)
         else:
             count = rng.randint(2, MAX_OBJECTS)
-        items = [rng.choice(_SEEN) for _ in range(count)]
+        # Few kinds in a scene, so that counts of one kind vary.
+        kinds = rng.sample(_SEEN, rng.randint(2, 4))
+        items = [rng.choice(kinds) for _ in range(count)]
         if shift == "combination":
             for i in range(min(2, count)):
                 items[i] = rng.choice(sorted(HELD_OUT))

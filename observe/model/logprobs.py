@@ -27,8 +27,8 @@ def completion_logprobs(
 
     ``completions`` holds, per prompt, the same number G of token lists; N = len(samples) * G.
     Logits are divided by ``temperature`` and the tokens that sampling bans are masked, so these
-    are the probabilities that were sampled from, before top-p and top-k. Returns (logprobs_NT, entropy_NT, mask_NT), the
-    entropies without gradient.
+    are the probabilities that were sampled from, before top-p and top-k. Returns (logprobs_NT,
+    entropy_NT, mask_NT), the entropies without gradient.
     """
     group = len(completions[0])
     pad_id = policy.processor.tokenizer.pad_token_id

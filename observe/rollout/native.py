@@ -35,6 +35,18 @@ class NativeEngine:
         """See Engine.generate. Longer prompts are batched together, so little is padded."""
         training = self.policy.model.training
         self.policy.model.eval()
+        try:
+            return self._batched(samples, params, seeds, progress)
+        finally:
+            self.policy.model.train(training)
+
+    def _batched(
+        self,
+        samples: Sequence[Sample],
+        params: SamplingParams,
+        seeds: Sequence[int],
+        progress: Callable[[int, int], None] | None,
+    ) -> list[list[Completion]]:
         per_batch = max(1, self.batch_size // params.n)
         order = sorted(range(len(samples)), key=lambda i: samples[i].length)
         results: list[list[Completion]] = [[] for _ in samples]
@@ -45,7 +57,6 @@ class NativeEngine:
                 results[i] = group
             if progress:
                 progress(min(start + per_batch, len(order)), len(order))
-        self.policy.model.train(training)
         return results
 
     def _generate(
