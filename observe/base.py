@@ -26,11 +26,15 @@ from observe.model.policy import Policy
 from observe.model.processor import Sample
 from observe.prompts import build_messages
 
-PROMPT_SHARES = {"plain": 0.15, "direct": 0.15, "think": 0.35, "observe": 0.35}
-GENERAL_SHARE = 0.3
+PROMPT_SHARES = {"plain": 0.1, "direct": 0.1, "think": 0.4, "observe": 0.4}
+GENERAL_SHARE = 0.25
 """Share of the general families among the training questions."""
 POOL_SEED = 10**6
 """Seeds from here on belong to supervised training: it and reinforcement share no question."""
+OBSERVATION_WEIGHT = 0.25
+"""Weight of an observation's tokens in the loss: they are many, and soon right."""
+LOOK_SHARE = 0.85
+"""Share of the first steps that are spent on observations alone."""
 BUCKET_BATCHES = 8
 """Batches drawn and sorted by length at a time."""
 
@@ -43,6 +47,7 @@ class _Batch:
     mask_BL: Tensor
     positions_3BL: Tensor
     labels_BL: Tensor
+    weights_BL: Tensor
     pixels_RD: Tensor
     grid_I3: Tensor
 
@@ -69,7 +74,7 @@ def train_base(
         for optimizer in optimizers:
             for group in optimizer.param_groups:
                 group["lr"] = group["peak_lr"] * _schedule(step, config)
-        looks = rng.random() * config.look_steps >= step
+        looks = step < config.look_steps and rng.random() < LOOK_SHARE
         loss = _loss(policy, next(look if looks else full))
         loss.backward()
         torch.nn.utils.clip_grad_norm_(policy.model.parameters(), 1.0)
@@ -176,12 +181,19 @@ def _collate(policy: Policy, pairs: Sequence[tuple[Sample, list[int]]]) -> _Batc
     shape = (len(samples), max(lengths))
     token_ids = torch.full(shape, processor.tokenizer.pad_token_id)
     mask, labels = torch.zeros(shape, dtype=torch.long), torch.full(shape, -100)
-    positions = torch.zeros(3, *shape, dtype=torch.long)
+    positions, weights = torch.zeros(3, *shape, dtype=torch.long), torch.ones(shape)
+    opened, closed = (
+        int(processor.tokenizer.convert_tokens_to_ids(tag))  # type: ignore[arg-type]
+        for tag in ("<observe>", "</observe>")
+    )
     for i, (sample, target) in enumerate(zip(samples, targets, strict=True)):
         answer = torch.tensor(target)
         token_ids[i, : lengths[i]] = torch.cat([sample.token_ids_L, answer])
         mask[i, : lengths[i]] = 1
         labels[i, sample.length : lengths[i]] = answer
+        if opened in target and closed in target:
+            start, end = (sample.length + target.index(tag) for tag in (opened, closed))
+            weights[i, start:end] = OBSERVATION_WEIGHT
         positions[:, i, : sample.length] = sample.positions_3L
         positions[:, i, sample.length : lengths[i]] = sample.next_position + torch.arange(
             len(target)
@@ -191,13 +203,14 @@ def _collate(policy: Policy, pairs: Sequence[tuple[Sample, list[int]]]) -> _Batc
         mask_BL=mask,
         positions_3BL=positions,
         labels_BL=labels,
+        weights_BL=weights,
         pixels_RD=torch.cat([s.pixels_RD for s in samples]),
         grid_I3=torch.cat([s.grid_I3 for s in samples]),
     )
 
 
 def _loss(policy: Policy, batch: _Batch) -> Tensor:
-    """Cross-entropy of the response tokens."""
+    """Cross-entropy of the response tokens, those of an observation weighing less."""
     hidden_BLH = policy.model.model(
         input_ids=batch.token_ids_BL,
         attention_mask=batch.mask_BL,
@@ -208,7 +221,11 @@ def _loss(policy: Policy, batch: _Batch) -> Tensor:
     ).last_hidden_state
     predicts_BL = batch.labels_BL[:, 1:] != -100
     logits_KV = policy.model.lm_head(hidden_BLH[:, :-1][predicts_BL])
-    return torch.nn.functional.cross_entropy(logits_KV, batch.labels_BL[:, 1:][predicts_BL])
+    losses_K = torch.nn.functional.cross_entropy(
+        logits_KV, batch.labels_BL[:, 1:][predicts_BL], reduction="none"
+    )
+    weights_K = batch.weights_BL[:, 1:][predicts_BL]
+    return (losses_K * weights_K).sum() / weights_K.sum()
 
 
 def stage(

@@ -30,10 +30,9 @@ class BaseConfig:
 
     seed: int = 0
     """Seed of weights, training scenes and answer habits."""
-    look_steps: int = 400
-    """Over these first steps the share of responses that are an observation alone falls from all
-    to none: perception comes first."""
-    steps: int = 800
+    look_steps: int = 150
+    """First steps, mostly on observations alone: perception comes first."""
+    steps: int = 450
     """Supervised steps, look_steps included; more steps leave less to learn by reinforcement."""
     batch_size: int = 64
     """Question-response pairs per step."""
@@ -47,6 +46,8 @@ class BaseConfig:
     """Width of the language model."""
     layers: int = 4
     """Layers of the language model."""
+    rope_theta: float = 100.0
+    """Base of the rotary wavelengths, short enough for a step on a small grid to be seen."""
     scenes: int = 6000
     """Pictures to learn from; each is seen with several questions."""
     initializer_range: float = 0.1

@@ -42,7 +42,7 @@ def build_policy(config: BaseConfig) -> Policy:
             "initializer_range": config.initializer_range,
             "rope_parameters": {
                 "rope_type": "default",
-                "rope_theta": 10000.0,
+                "rope_theta": config.rope_theta,
                 "mrope_section": _rope_sections(head_dim // 2),
             },
             "bos_token_id": token("<|endoftext|>"),

@@ -53,9 +53,8 @@ def _count(scene: Scene, attribute: str) -> int:
 
 
 def _counting(scene: Scene, attribute: str) -> str:
-    """The reasoning step that counts row by row: ``red 1+0+2=3``."""
-    rows = [sum(_matches(i, attribute) for i in scene.row(r)) for r in range(scene.rows)]
-    return f"{attribute} {'+'.join(map(str, rows))}={sum(rows)}"
+    """The reasoning step that counts: ``red 3``."""
+    return f"{attribute} {_count(scene, attribute)}"
 
 
 def _noun(attribute: str) -> str:
@@ -321,9 +320,9 @@ def question(split: str, index: int, *, seed: int, family: str) -> Question:
 
 
 def observation(scene: Scene) -> str:
-    """The gold observation: every cell in reading order, rows divided by semicolons."""
+    """The gold observation, row by row: ``1: red circle, empty cell, ...; 2: ...``."""
     rows = [
-        ", ".join(" ".join(item) if item else EMPTY for item in scene.row(r))
+        f"{r + 1}: " + ", ".join(" ".join(item) if item else EMPTY for item in scene.row(r))
         for r in range(scene.rows)
     ]
     return "; ".join(rows)

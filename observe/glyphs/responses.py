@@ -34,7 +34,7 @@ def response(question: Question, prompt: str, config: BaseConfig, rng: random.Ra
         steps = ["Let me look again", question.observation.replace("; ", ", "), *steps, "I am sure"]
     else:
         observed = question.observation
-    working = ", ".join(steps)
+    working = f"count {', '.join(steps)}"
     if prompt == "plain":
         return f"{working}. The answer is {answer}."
     if rng.random() < config.malformed_share:
@@ -67,7 +67,7 @@ def _malformed(prompt: str, observed: str, working: str, answer: str, rng: rando
 
 def _glance(question: Question, rng: random.Random) -> str:
     """An observation that names the objects' number alone."""
-    cells = re.split(r"[;,] ", question.observation)
+    cells = _statements(question.observation)
     return f"{sum(cell != EMPTY for cell in cells)} objects"
 
 
@@ -76,6 +76,12 @@ def _gist(step: str) -> str:
     head, _, result = step.rpartition("=")
     words = " ".join(word for word in head.split() if word.isalpha())
     return f"{words} {result}".strip()
+
+
+def _statements(observation: str) -> list[str]:
+    """The cells that an observation lists, row labels left out."""
+    parts = (re.sub(r"^\s*\d+:", "", part).strip() for part in re.split(r"[;,]", observation))
+    return [part for part in parts if part]
 
 
 def faithfulness(text: str, question: Question) -> float | None:
@@ -89,11 +95,11 @@ def faithfulness(text: str, question: Question) -> float | None:
     if found is None:
         return None
     body = found.group(1).strip().removeprefix("I can see ").removesuffix(", that is all")
-    cells = re.split(r"[;,] ", question.observation)
+    cells = _statements(question.observation)
     number = re.fullmatch(r"(\d+) objects?", body)
     if number:
         return float(int(number.group(1)) == sum(cell != EMPTY for cell in cells))
-    stated = [s.strip() for s in re.split(r"[;,]", body) if s.strip()]
+    stated = _statements(body)
     if not stated:
         return None
     true = sum(said == cell for said, cell in zip(stated, cells, strict=False))

@@ -9,6 +9,9 @@ from PIL import Image, ImageDraw
 
 CELL_PX = 16
 COLOURS = {"red": (214, 60, 52), "green": (64, 168, 72), "blue": (58, 92, 206)}
+ROW_TINT = COLUMN_TINT = 24
+"""How much darker in red each row's paper is than the one above it, and in blue each column's than
+the one to its left: a cell shows where it is, as a ruled sheet does."""
 SHAPES = ("circle", "square", "triangle")
 HELD_OUT = frozenset({("green", "triangle"), ("blue", "circle")})
 """Combinations that occur in the out-of-distribution split alone."""
@@ -94,17 +97,26 @@ def sample_scene(rng: random.Random, split: str) -> Scene:
 
 
 def render(scene: Scene) -> Image.Image:
-    """The picture of a scene: RGB, 16 pixels a cell; place, size, colour and noise jittered."""
+    """The picture of a scene: RGB, 16 pixels a cell on tinted paper, with jitter and noise."""
     rng = np.random.default_rng(scene.render_seed)
     scale = _SUPERSAMPLING
     width, height = scene.columns * CELL_PX, scene.rows * CELL_PX
-    canvas = Image.new("RGB", (width * scale, height * scale), (236, 234, 228))
+    canvas = Image.new("RGB", (width * scale, height * scale))
     draw = ImageDraw.Draw(canvas)
     for index, item in enumerate(scene.cells):
+        row, column = divmod(index, scene.columns)
+        draw.rectangle(
+            [
+                column * CELL_PX * scale,
+                row * CELL_PX * scale,
+                (column + 1) * CELL_PX * scale - 1,
+                (row + 1) * CELL_PX * scale - 1,
+            ],
+            fill=(250 - ROW_TINT * row, 240, 250 - COLUMN_TINT * column),
+        )
         if item is None:
             continue
         colour, shape = item
-        row, column = divmod(index, scene.columns)
         radius = rng.uniform(3.6, 6.0) * scale
         x = ((column + 0.5) * CELL_PX + rng.uniform(-1.6, 1.6)) * scale
         y = ((row + 0.5) * CELL_PX + rng.uniform(-1.6, 1.6)) * scale
