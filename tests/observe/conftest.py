@@ -12,6 +12,7 @@ SMALL = BaseConfig(
     hidden_size=64,
     layers=2,
     look_steps=0,
+    work_steps=0,
     steps=100,
     batch_size=16,
     lr=4e-3,

@@ -7,8 +7,21 @@ import random
 import pytest
 import torch
 
-from observe.base import PROMPT_SHARES, _collate, _loss, _pool, _schedule, stage, train_base
-from observe.config import BaseConfig, to_mapping
+from observe.base import (
+    GENERAL_SHARE,
+    PROMPT_SHARES,
+    _answer,
+    _batches,
+    _collate,
+    _look,
+    _loss,
+    _pool,
+    _schedule,
+    stage,
+    train_base,
+)
+from observe.config import EMBEDDED, BaseConfig, to_mapping
+from observe.data.sources import load_questions
 from observe.errors import InputError
 from observe.glyphs import GENERAL_FAMILIES, questions
 from observe.glyphs.model import build_policy
@@ -103,6 +116,7 @@ def test_padding_changes_no_loss():
         mask_BL=torch.nn.functional.pad(batch.mask_BL, (0, 9)),
         positions_3BL=torch.nn.functional.pad(batch.positions_3BL, (0, 9)),
         labels_BL=torch.nn.functional.pad(batch.labels_BL, (0, 9), value=-100),
+        weights_BL=torch.nn.functional.pad(batch.weights_BL, (0, 9), value=5.0),
     )
     with torch.no_grad():
         torch.testing.assert_close(_loss(policy, batch), _loss(policy, wider))
@@ -112,9 +126,53 @@ def test_every_batch_mixes_prompts_and_the_pool_mixes_abilities():
     assert set(PROMPT_SHARES) == set(SYSTEM_PROMPTS)
     assert sum(PROMPT_SHARES.values()) == pytest.approx(1.0)
     pool = _pool(BaseConfig(scenes=100))
-    assert sum(question.family in GENERAL_FAMILIES for question in pool) == 30
+    general = sum(question.family in GENERAL_FAMILIES for question in pool)
+    assert general == pytest.approx(100 * GENERAL_SHARE, abs=1)
+    assert 0 < general < 50
     assert len({question.id for question in pool}) == len(pool) == 100
     assert all(question.id.startswith("train-") for question in pool)
+
+
+def test_the_pool_shares_no_question_with_reinforcement():
+    pool = _pool(BaseConfig(scenes=600))
+    trained_on = load_questions(EMBEDDED, split="train", size=600, seed=0)
+    assert not {q.id for q in pool} & {q.id for q in trained_on}
+    assert not {asked(q) for q in pool} & {asked(q) for q in trained_on}
+
+
+def asked(question):
+    """What the policy is shown: the picture and the text."""
+    return question.open_images()[0].tobytes(), question.text
+
+
+def responses_of(policy, target):
+    """A batch of prompts and responses as text."""
+    pool = _pool(TINY)
+    batch = next(_batches(policy, pool, TINY, random.Random(3), target))
+    texts = []
+    for tokens, labels in zip(batch.token_ids_BL, batch.labels_BL, strict=True):
+        learned = labels != -100
+        first = int(learned.nonzero()[0])
+        prompt, response = tokens[:first].tolist(), labels[learned].tolist()
+        texts.append(tuple(map(policy.processor.decode, (prompt, response[:-1]))))
+    return pool, texts
+
+
+def test_a_look_is_the_observation_alone_under_the_prompt_that_asks_for_one():
+    pool, texts = responses_of(build_policy(TINY), _look)
+    observations = {f"<observe>{question.observation}</observe>" for question in pool}
+    assert len(texts) == TINY.batch_size
+    for prompt, text in texts:
+        assert SYSTEM_PROMPTS["observe"] in prompt
+        assert text in observations
+
+
+def test_an_answer_comes_under_any_prompt():
+    rng = random.Random(0)
+    (question,) = questions("train", 1)
+    given = [_answer(question, TINY, rng) for _ in range(200)]
+    assert {prompt for prompt, _ in given} == set(PROMPT_SHARES)
+    assert all(question.gold in text for _, text in given)
 
 
 def test_the_learning_rate_warms_up_and_decays_to_a_tenth():

@@ -28,6 +28,7 @@ from observe.config import (
     load_yaml,
     to_mapping,
 )
+from observe.data.question import Question, write_jsonl
 from observe.data.rungs import Ladder, Rung, save_ladder
 from observe.data.sources import load_questions
 from observe.errors import InputError
@@ -261,6 +262,25 @@ def test_every_order_and_seed_hands_out_the_same_questions_once(ladder):
     assert all(sorted(order) == sorted(orders[0]) for order in orders)
     assert len(set(orders[0])) == 20
     assert len({tuple(order) for order in (orders[0], orders[1], orders[3])}) == 3
+
+
+@pytest.mark.parametrize("source", ["glyphs", "questions.jsonl"])
+def test_the_seed_of_a_raw_run_changes_the_order_and_not_the_questions(tmp_path, source):
+    if source != "glyphs":
+        source = str(tmp_path / source)
+        asked = [
+            Question(id=f"q{i:02d}", text="?", gold="1", answer_type="integer") for i in range(60)
+        ]
+        write_jsonl(asked, tmp_path / "questions.jsonl")
+    data = DataConfig(source=source, size=20, selection="raw")
+    (questions, one), (same, two) = (
+        choose_questions(changed(data=data, seed=seed), None) for seed in (1, 2)
+    )
+    assert questions == load_questions(source, size=20, seed=0)
+    assert same == questions
+    orders = one.next_batch(20), two.next_batch(20)
+    assert sorted(orders[0]) == sorted(orders[1]) == sorted(question.id for question in questions)
+    assert orders[0] != orders[1]
 
 
 def test_a_run_on_a_ladder_climbs_it(base, ladder, tmp_path):
@@ -630,6 +650,16 @@ def test_a_bad_file_is_named_and_nothing_is_written(capsys, tmp_path, recipe, me
     assert code == 2
     assert message in printed.err
     assert not (tmp_path / "out").exists()
+
+
+def test_questions_lie_beside_the_file_that_names_them(capsys, base, tmp_path):
+    (tmp_path / "recipe.yaml").write_text("data: {source: asked.jsonl, selection: raw}\n")
+    code, printed = command(
+        capsys,
+        *("--config", tmp_path / "recipe.yaml", "--out", tmp_path / "out", "--base", base),
+    )
+    assert code == 2
+    assert f"{tmp_path / 'asked.jsonl'}: no such file" in printed.err
 
 
 @pytest.mark.parametrize(

@@ -6,16 +6,26 @@ from collections import Counter
 import pytest
 
 from observe import glyphs
-from observe.glyphs.scenes import HELD_OUT
+from observe.glyphs.questions import observation
+from observe.glyphs.scenes import HELD_OUT, Scene
 
 COLOURS, SHAPES = ("red", "green", "blue"), ("circle", "square", "triangle")
+EMPTY = "empty cell"
+COMBINATIONS = {f"{colour} {shape}" for colour in COLOURS for shape in SHAPES}
+COMBINATIONS_HELD_OUT = {" ".join(item) for item in HELD_OUT}
+
+
+def listed(question):
+    """Rows of cells in the words of the gold observation: ``1: red circle, empty cell; 2: ...``."""
+    labels, rows = zip(*(row.split(": ") for row in question.observation.split("; ")), strict=True)
+    assert labels == tuple(str(i + 1) for i in range(len(rows)))
+    return [row.split(", ") for row in rows]
 
 
 def grid(question):
-    """Rows of cells, each the set of its words, as the gold observation lists them."""
+    """Rows of cells, each the set of its words; that of an empty cell is empty."""
     return [
-        [set() if cell.startswith("empty") else set(cell.split()) for cell in row.split(", ")]
-        for row in question.observation.split("; ")
+        [set() if cell == EMPTY else set(cell.split()) for cell in row] for row in listed(question)
     ]
 
 
@@ -88,8 +98,8 @@ def empty(question):
 
 def reading_order(question):
     (word,) = nouns(question, r"Reading row by row, what is the (first|last) object\?")
-    cells = [c for c in re.split("[;,] ", question.observation) if not c.startswith("empty")]
-    return cells[0 if word == "first" else -1]
+    objects = [cell for row in listed(question) for cell in row if cell != EMPTY]
+    return objects[0 if word == "first" else -1]
 
 
 def row_total(question):
@@ -117,6 +127,20 @@ ORACLES = {
 @pytest.fixture(scope="module")
 def by_split():
     return {split: glyphs.questions(split, 700) for split in glyphs.SPLITS}
+
+
+def test_an_observation_lists_every_cell_row_by_row():
+    cells = (("red", "circle"), None, None, ("blue", "square"))
+    scene = Scene(rows=2, columns=2, cells=cells, render_seed=0)
+    assert observation(scene) == "1: red circle, empty cell; 2: empty cell, blue square"
+
+
+def test_every_statement_of_an_observation_is_a_colour_and_a_shape_or_an_empty_cell(by_split):
+    for questions in by_split.values():
+        for question in questions:
+            rows = listed(question)
+            assert {len(row) for row in rows} == {len(rows)}
+            assert {cell for row in rows for cell in row} <= COMBINATIONS | {EMPTY}
 
 
 def test_every_family_has_an_oracle():
@@ -152,17 +176,24 @@ def test_the_general_split_asks_general_questions_and_the_others_reason(by_split
 
 
 def test_ood_observations_show_the_shifts_and_no_other_split_does(by_split):
-    held_out = {" ".join(item) for item in HELD_OUT}
     for split, questions in by_split.items():
-        cells = [re.split("[;,] ", question.observation) for question in questions]
-        combinations = [bool(held_out & set(c)) for c in cells]
-        crowded = [sum(not x.startswith("empty") for x in c) > 6 for c in cells]
+        cells = [[cell for row in listed(question) for cell in row] for question in questions]
+        combinations = [bool(COMBINATIONS_HELD_OUT & set(c)) for c in cells]
+        crowded = [sum(x != EMPTY for x in c) > 6 for c in cells]
         large = [len(c) == 16 for c in cells]
         if split == "ood":
             assert min(map(sum, (combinations, crowded, large))) > 150
             assert all(map(any, zip(combinations, crowded, large, strict=True)))
         else:
             assert not any(combinations + crowded + large)
+
+
+@pytest.mark.parametrize("family", ["count_pair", "exists"])
+@pytest.mark.parametrize("split", glyphs.SPLITS)
+def test_held_out_combinations_are_asked_for_in_the_ood_split_alone(split, family):
+    questions = glyphs.questions(split, 200, families=(family,))
+    asked = {c for c in COMBINATIONS if any(c in question.text for question in questions)}
+    assert asked == (COMBINATIONS if split == "ood" else COMBINATIONS - COMBINATIONS_HELD_OUT)
 
 
 def test_equal_arguments_give_equal_questions_and_pixels():
@@ -183,6 +214,11 @@ def test_another_seed_gives_other_questions():
     one, two = glyphs.questions("train", 50, seed=1), glyphs.questions("train", 50, seed=2)
     assert not {q.id for q in one} & {q.id for q in two}
     assert sum(a.cluster == b.cluster for a, b in zip(one, two, strict=True)) < 5
+
+
+def test_an_id_says_split_seed_family_and_number():
+    ids = [q.id for q in glyphs.questions("ood", 3, seed=4, families=("cost", "row_total"))]
+    assert ids == ["ood-4-cost-00000", "ood-4-row_total-00001", "ood-4-cost-00002"]
 
 
 def test_ids_are_unique_over_splits_families_and_seeds(by_split):

@@ -79,7 +79,8 @@ def question():
 
 
 def cells():
-    return re.split("[;,] ", question().observation)
+    """The statements of the gold observation, row labels left out."""
+    return re.sub(r"\d: ", "", question().observation).replace(";", ",").split(", ")
 
 
 def observing(*statements, joint=", "):
@@ -92,6 +93,13 @@ def test_the_gold_observation_is_wholly_faithful(split):
         assert faithfulness(f"<observe>{q.observation}</observe>", q) == 1.0
         verbose = f"<observe>I can see {q.observation}, that is all</observe>"
         assert faithfulness(verbose, q) == 1.0
+
+
+def test_row_labels_are_no_statements():
+    assert all(label in question().observation for label in ("1: ", "; 2: ", "; 3: "))
+    assert len(cells()) == 9
+    assert faithfulness(observing(*cells()), question()) == 1.0
+    assert faithfulness(observing("1:", cells()[0], "2: green triangle"), question()) == 0.5
 
 
 @pytest.mark.parametrize("number", range(10))
@@ -107,7 +115,7 @@ def test_a_cell_in_the_wrong_place_is_false():
 
 
 def test_statements_beyond_the_last_cell_are_false():
-    assert faithfulness(observing(*cells(), "empty"), question()) == pytest.approx(9 / 10)
+    assert faithfulness(observing(*cells(), "empty cell"), question()) == pytest.approx(9 / 10)
     assert faithfulness(observing(*cells(), *cells()), question()) == pytest.approx(1 / 2)
 
 
@@ -117,7 +125,7 @@ def test_few_statements_are_judged_by_themselves():
 
 
 def test_a_glance_is_one_statement():
-    objects = sum(not cell.startswith("empty") for cell in cells())
+    objects = sum(cell != "empty cell" for cell in cells())
     assert faithfulness(observing(f"{objects} objects"), question()) == 1.0
     assert faithfulness(observing(f"{objects + 1} objects"), question()) == 0.0
 
@@ -130,6 +138,7 @@ def test_a_glance_is_one_statement():
         "",
         "<observe></observe>",
         "<observe> ; , </observe>",
+        "<observe>1: ; 2: ; 3: </observe>",
         "<observe>red circle",
     ],
 )

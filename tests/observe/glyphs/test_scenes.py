@@ -10,8 +10,10 @@ from hypothesis import strategies as st
 from observe.glyphs.scenes import (
     CELL_PX,
     COLOURS,
+    COLUMN_TINT,
     HELD_OUT,
     MAX_OBJECTS,
+    ROW_TINT,
     SHAPES,
     Scene,
     render,
@@ -47,6 +49,14 @@ def test_only_the_ood_split_is_shifted(split):
         assert not any(shifts(scene).values())
         assert 2 <= len(scene.objects) <= MAX_OBJECTS
         assert len(scene.cells) == scene.rows * scene.columns == 9
+
+
+@pytest.mark.parametrize("split", IN_DISTRIBUTION)
+def test_a_scene_has_few_kinds_so_that_counts_of_one_kind_vary(split):
+    found = scenes(split)
+    assert all(len(set(scene.objects)) <= 4 for scene in found)
+    repeats = [len(set(scene.objects)) < len(scene.objects) for scene in found]
+    assert sum(repeats) > 0.5 * len(found)
 
 
 def test_the_ood_split_mixes_three_shifts_in_equal_parts():
@@ -97,28 +107,52 @@ def test_a_picture_is_made_from_its_scene_alone():
     assert picture.mode == "RGB"
 
 
+def sheet(side, render_seed):
+    """Mean colour (side, side, 3) of each cell's paper, nothing drawn on it."""
+    blank = Scene(rows=side, columns=side, cells=(None,) * side**2, render_seed=render_seed)
+    return by_cell(pixels_of(blank), side).mean(axis=(2, 3))
+
+
+def pixels_of(scene):
+    return np.asarray(render(scene), float)
+
+
+def by_cell(pixels, side=3):
+    """Pixels cell by cell: (row, column, y, x, channel)."""
+    return pixels.reshape(side, CELL_PX, side, CELL_PX, 3).transpose(0, 2, 1, 3, 4)
+
+
+@pytest.mark.parametrize("side", [3, 4])
+@pytest.mark.parametrize("render_seed", range(3))
+def test_the_tint_of_the_paper_tells_rows_and_columns_apart(side, render_seed):
+    red, green, blue = np.moveaxis(sheet(side, render_seed), -1, 0)
+    # Noise moves a cell's mean by about one; what is brighter than white is cut off.
+    assert (red[:-1] - red[1:] > ROW_TINT / 2).all()
+    assert (blue[:, :-1] - blue[:, 1:] > COLUMN_TINT / 2).all()
+    assert np.ptp(red, axis=1).max() < ROW_TINT / 4
+    assert np.ptp(blue, axis=0).max() < COLUMN_TINT / 4
+    assert np.ptp(green) < ROW_TINT / 4
+
+
 @pytest.mark.parametrize("colour", COLOURS)
 def test_an_object_is_painted_in_its_colour_in_its_cell_alone(colour):
     cells = [None] * 9
     cells[5] = (colour, "square")
-    pixels = np.asarray(render(Scene(rows=3, columns=3, cells=tuple(cells), render_seed=4)), float)
-    darkness = [
-        236 - pixels[r : r + CELL_PX, c : c + CELL_PX].mean()
-        for r in range(0, 48, CELL_PX)
-        for c in range(0, 48, CELL_PX)
-    ]
-    assert int(np.argmax(darkness)) == 5
-    assert sorted(darkness)[-1] > 20 > 10 > sorted(darkness)[-2]
+    pixels = pixels_of(Scene(rows=3, columns=3, cells=tuple(cells), render_seed=4))
+    change = np.abs(by_cell(pixels).mean(axis=(2, 3)) - sheet(3, render_seed=4)).max(axis=-1)
+    assert int(np.argmax(change)) == 5
+    assert np.sort(change, axis=None)[-1] > 20 > 5 > np.sort(change, axis=None)[-2]
     middle = pixels[22:26, 38:42].mean(axis=(0, 1))
     nearest = min(COLOURS, key=lambda name: np.abs(middle - COLOURS[name]).sum())
     assert nearest == colour
 
 
-def test_the_shapes_differ_in_the_area_they_cover():
-    def area(shape):
-        cells = tuple(("red", shape) for _ in range(9))
-        picture = np.asarray(render(Scene(rows=3, columns=3, cells=cells, render_seed=9)), float)
-        return (picture[..., 2] < 140).mean()
+def test_the_shapes_differ_in_how_much_of_their_box_they_fill():
+    def filled(shape):
+        scene = Scene(rows=3, columns=3, cells=(("red", shape),) * 9, render_seed=9)
+        inked = by_cell(pixels_of(scene))[..., 2].reshape(9, CELL_PX, CELL_PX) < 127
+        boxes = [ink[np.ix_(ink.any(axis=1), ink.any(axis=0))] for ink in inked]
+        return np.mean([box.mean() for box in boxes])
 
-    areas = {shape: area(shape) for shape in SHAPES}
-    assert len({round(a, 2) for a in areas.values()}) == 3
+    assert set(SHAPES) == {"triangle", "circle", "square"}
+    assert filled("triangle") < 0.7 < filled("circle") < 0.88 < filled("square")
