@@ -20,7 +20,7 @@ class EvaluateConfig:
     """Benchmarks to run besides the suites; they form the suite ``tasks``."""
     limit: int | None = None
     """Items per benchmark, the first ones; null takes all."""
-    max_new_tokens: int = 96
+    max_new_tokens: int = 128
     """Longest response in tokens; a longer one is truncated and scored as it is."""
     batch_size: int = 256
     """Responses decoded at a time; changes memory and speed (and floating-point rounding)."""

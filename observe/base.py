@@ -8,7 +8,7 @@ import random
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +30,7 @@ PROMPT_SHARES = {"plain": 0.1, "direct": 0.1, "think": 0.4, "observe": 0.4}
 GENERAL_SHARE = 0.25
 """Share of the general families among the training questions."""
 POOL_SEED = 10**6
-"""Seeds from here on belong to supervised training: it and reinforcement share no question."""
+"""Seeds from here on belong to supervised training: it and reinforcement share no picture."""
 OBSERVATION_WEIGHT = 0.25
 """Weight of an observation's tokens in the loss: they are many, and soon right."""
 LOOK_SHARE = 0.85
@@ -65,17 +65,19 @@ def train_base(
     optimizers = _optimizers(policy, config)
     pool = _pool(config)
     rng = random.Random(f"{config.seed}/base")
-    look, full = (
-        _batches(policy, pool, config, rng, _look),
-        _batches(policy, pool, config, rng, _answer),
+    look, work, full = (
+        _batches(policy, pool, config, rng, target) for target in (_look, _work, _answer)
     )
     losses = []
     for step in range(config.steps):
         for optimizer in optimizers:
             for group in optimizer.param_groups:
                 group["lr"] = group["peak_lr"] * _schedule(step, config)
-        looks = step < config.look_steps and rng.random() < LOOK_SHARE
-        loss = _loss(policy, next(look if looks else full))
+        if step < config.look_steps and rng.random() < LOOK_SHARE:
+            batch = next(look)
+        else:
+            batch = next(work if step < config.look_steps + config.work_steps else full)
+        loss = _loss(policy, batch)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(policy.model.parameters(), 1.0)
         for optimizer in optimizers:
@@ -142,6 +144,15 @@ def _answer(question: Question, config: BaseConfig, rng: random.Random) -> tuple
     return prompt, response(question, prompt, config, rng)
 
 
+def _work(question: Question, config: BaseConfig, rng: random.Random) -> tuple[str, str]:
+    """A careful response under the think or the observe prompt."""
+    careful = replace(
+        config, verbose_share=0.0, malformed_share=0.0, short_share=0.0, short_share_hard=0.0
+    )
+    prompt = rng.choice(("think", "observe"))
+    return prompt, response(question, prompt, careful, rng)
+
+
 def _look(question: Question, config: BaseConfig, rng: random.Random) -> tuple[str, str]:
     """The observation alone, under the prompt that asks for one."""
     return "observe", f"<observe>{question.observation}</observe>"
@@ -191,8 +202,9 @@ def _collate(policy: Policy, pairs: Sequence[tuple[Sample, list[int]]]) -> _Batc
         token_ids[i, : lengths[i]] = torch.cat([sample.token_ids_L, answer])
         mask[i, : lengths[i]] = 1
         labels[i, sample.length : lengths[i]] = answer
-        if opened in target and closed in target:
-            start, end = (sample.length + target.index(tag) for tag in (opened, closed))
+        if opened in target and target[-2] != closed:
+            end = target.index(closed) if closed in target else len(target)
+            start, end = sample.length + target.index(opened), sample.length + end
             weights[i, start:end] = OBSERVATION_WEIGHT
         positions[:, i, : sample.length] = sample.positions_3L
         positions[:, i, sample.length : lengths[i]] = sample.next_position + torch.arange(

@@ -32,8 +32,10 @@ class BaseConfig:
     """Seed of weights, training scenes and answer habits."""
     look_steps: int = 150
     """First steps, mostly on observations alone: perception comes first."""
-    steps: int = 450
-    """Supervised steps, look_steps included; more steps leave less to learn by reinforcement."""
+    work_steps: int = 800
+    """Steps after them on careful responses; the habits come in the steps that are left."""
+    steps: int = 1150
+    """Supervised steps in all; more steps leave less to learn by reinforcement."""
     batch_size: int = 64
     """Question-response pairs per step."""
     lr: float = 3e-3
@@ -62,7 +64,7 @@ class BaseConfig:
     """Share of training responses that break the form they were asked for."""
     short_share: float = 0.1
     """Share of training responses to easy questions that answer without working it out."""
-    short_share_hard: float = 0.4
+    short_share_hard: float = 0.55
     """The same for questions of several arithmetic steps."""
 
     def __post_init__(self) -> None:

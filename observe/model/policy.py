@@ -54,4 +54,8 @@ def load_policy(path: str | Path, *, dtype: torch.dtype = torch.float32) -> Poli
             f"{path}: no readable Qwen2.5-VL model there ({error}); "
             "delete the folder to have it built again, or give another model.path"
         ) from None
+    # Loaded weights lie in the mapped file at odd addresses, where a product can differ in its last
+    # bit from that of the same weights in memory; a resumed run must not differ.
+    for parameter in model.parameters():
+        parameter.data = parameter.data.clone()
     return Policy(model, processor)

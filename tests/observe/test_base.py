@@ -32,6 +32,8 @@ from observe.prompts import SYSTEM_PROMPTS, build_messages
 TINY = BaseConfig(
     hidden_size=32,
     layers=1,
+    look_steps=2,
+    work_steps=2,
     steps=6,
     batch_size=4,
     scenes=60,
