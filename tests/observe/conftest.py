@@ -21,6 +21,9 @@ SMALL = BaseConfig(
     initializer_range=0.07,
     tokenizer_texts=400,
     verbose_share=0.0,
+    malformed_share=0.2,
+    short_share=0.1,
+    short_share_hard=0.4,
 )
 
 torch.set_num_threads(1)
