@@ -79,26 +79,21 @@ def _pairs(scene: Scene) -> list[str]:
     return [f"{c} {s}" for c in COLOURS for s in SHAPES if asked or (c, s) not in HELD_OUT]
 
 
-def _count_one(rng: random.Random, scene: Scene) -> Task:
-    a = _attribute(rng, scene, _SINGLE)
-    n = _count(scene, a)
+def _how_many(scene: Scene, a: str) -> Task:
     return Task(
         text=f"How many {_noun(a)} are there?",
-        gold=str(n),
+        gold=str(_count(scene, a)),
         answer_type="integer",
         working=(_counting(scene, a),),
     )
+
+
+def _count_one(rng: random.Random, scene: Scene) -> Task:
+    return _how_many(scene, _attribute(rng, scene, _SINGLE))
 
 
 def _count_pair(rng: random.Random, scene: Scene) -> Task:
-    a = _attribute(rng, scene, _pairs(scene))
-    n = _count(scene, a)
-    return Task(
-        text=f"How many {_noun(a)} are there?",
-        gold=str(n),
-        answer_type="integer",
-        working=(_counting(scene, a),),
-    )
+    return _how_many(scene, _attribute(rng, scene, _pairs(scene)))
 
 
 def _compare(rng: random.Random, scene: Scene) -> Task:

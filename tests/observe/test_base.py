@@ -17,6 +17,7 @@ from observe.base import (
     _loss,
     _pool,
     _schedule,
+    _work,
     stage,
     train_base,
 )
@@ -28,6 +29,7 @@ from observe.glyphs.model import build_policy
 from observe.glyphs.responses import response
 from observe.model.policy import load_policy
 from observe.prompts import SYSTEM_PROMPTS, build_messages
+from observe.rewards import format_valid
 
 TINY = BaseConfig(
     hidden_size=32,
@@ -167,6 +169,16 @@ def test_a_look_is_the_observation_alone_under_the_prompt_that_asks_for_one():
     for prompt, text in texts:
         assert SYSTEM_PROMPTS["observe"] in prompt
         assert text in observations
+
+
+def test_careful_work_keeps_the_form_and_answers_right():
+    rng = random.Random(0)
+    config = dataclasses.replace(TINY, malformed_share=1.0, short_share_hard=1.0)
+    for question in questions("train", 70):
+        prompt, text = _work(question, config, rng)
+        assert format_valid(text, prompt)
+        assert text.endswith(f"<answer>{question.gold}</answer>")
+        assert all(step in text for step in question.metadata["working"])
 
 
 def test_an_answer_comes_under_any_prompt():

@@ -95,3 +95,10 @@ def test_saved_and_loaded_it_encodes_alike(tokenizer, tmp_path):
     loaded = Processor.load(tmp_path)
     assert loaded.encode(text) == encode(tokenizer, text)
     assert loaded.tokenizer.chat_template == tokenizer.chat_template
+
+
+def test_a_number_is_one_token_a_digit_its_blank_included():
+    """A count stands right behind what is counted, with no token of its own for the blank."""
+    tokenizer = build_tokenizer(CONFIG)
+    assert tokenizer.tokenize(" red 3") == ["Ġred", "Ġ3"]
+    assert tokenizer.tokenize(" 12") == ["Ġ1", "2"]
