@@ -302,7 +302,8 @@ def test_sampling_that_cannot_teach_is_refused(key, value):
 
 def test_the_recipe_in_the_repository_is_valid():
     recipe = Path(__file__).parents[2] / "recipes" / "glyphs.yaml"
-    from_mapping(TrainConfig, load_yaml(recipe), source=str(recipe))
+    config = from_mapping(TrainConfig, load_yaml(recipe), source=str(recipe))
+    assert config.model.path == config.data.source == "glyphs"
 
 
 def test_loading_the_settings_loads_no_torch():
