@@ -7,13 +7,14 @@ OUT    ?= runs
 BIN    := $(VENV)/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help .venv sweep smoke test test-browser lint format clean
+.PHONY: help .venv sweep smoke test test-slurm test-browser lint format clean
 
 help:
 	@echo "make .venv         set up the environment"
 	@echo "make sweep         set up, run ablations/full.yaml, write $(OUT)/full/report"
 	@echo "make smoke         the same path on a small scale, in minutes"
 	@echo "make test          tests that need nothing but Python, with coverage"
+	@echo "make test-slurm    the Slurm executor on a real Slurm, started for the tests"
 	@echo "make test-browser  the report in a real Chromium"
 	@echo "make lint          formatting, lint, types"
 	@echo "make format        apply the formatting"
@@ -47,6 +48,11 @@ test-browser: .venv
 			exit 1; \
 		fi; }
 	$(BIN)/python -m pytest tests/browser
+
+# The suite skips where there is no Slurm; this target fails.
+test-slurm: .venv
+	$(BIN)/python tests/slurm/cluster.py
+	$(BIN)/python -m pytest tests/slurm
 
 lint: .venv
 	$(BIN)/ruff format --check .

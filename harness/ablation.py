@@ -5,10 +5,11 @@ unknown factor, level or arm raises InputError, naming file, key and remedy, bef
 """
 
 import dataclasses
+import graphlib
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NoReturn
 
 from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
@@ -47,6 +48,9 @@ class Factor:
     """The level that stands for "without"; effects are a level minus this one."""
     levels: dict[str, dict[str, Any]]
     """Level -> settings of the trainer it makes (dotted keys)."""
+    when: Levels = dataclasses.field(default_factory=dict)
+    """Levels of other factors that must hold for this one to vary; elsewhere it stays at its
+    control level, and cells that are then equal are run once."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -115,7 +119,15 @@ class Report:
     """Comparisons that the sweep was made for."""
 
 
-Design = Literal["full_factorial", "leave_one_out", "arms"]
+Design = Literal[
+    "full_factorial",
+    "fractional_factorial",
+    "leave_one_out",
+    "add_one_in",
+    "product",
+    "zip",
+    "arms",
+]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -131,8 +143,17 @@ class Ablation:
     factors: dict[str, Factor]
     """Factor -> its levels."""
     design: Design
-    """Which cells are run: full_factorial (all), leave_one_out (the reference, and the reference
-    without each of its factors), arms (those listed under arms)."""
+    """Which cells are run: full_factorial (all); fractional_factorial (the smallest regular
+    two-level fraction of the resolution asked for that holds the reference); leave_one_out (the
+    reference, and the reference without each of its factors); add_one_in (the control, the control
+    with one level of one factor, and the reference); product (all combinations of the factors under
+    vary, the others as in the reference); zip (their first levels, their second levels, ..., and
+    the reference); arms (those listed under arms)."""
+    resolution: Literal["III", "IV", "V"] | None = None
+    """Of a fractional_factorial: III keeps main effects apart from each other, IV also from
+    interactions of two factors, V also those from each other."""
+    vary: tuple[str, ...] = ()
+    """The factors of designs product and zip."""
     reference: Levels
     """The level of every factor in the reference arm."""
     arms: tuple[Levels, ...] = ()
@@ -230,6 +251,8 @@ def _words(raw: dict[str, Any]) -> dict[str, Any]:
         value = dict(value)
         if "control" in value:
             value["control"] = _word(value["control"])
+        if "when" in value:
+            value["when"] = levels(value["when"])
         if isinstance(value.get("levels"), dict):
             value["levels"] = {
                 _word(name): {} if settings is None else settings
@@ -361,6 +384,7 @@ def _check(ablation: Ablation, source: str) -> None:
     missing = [name for name in ablation.factors if name not in ablation.reference]
     if missing:
         fail("reference", f"no level for {', '.join(missing)}; name one for every factor")
+    _check_design(ablation, source)
     for i, levels in enumerate(ablation.arms):
         _check_levels(ablation, levels, f"arms[{i}]", source)
     if (ablation.design == "arms") != bool(ablation.arms):
@@ -392,6 +416,65 @@ def _check(ablation: Ablation, source: str) -> None:
     for name, whose in (("prompt", "prompt"), ("model", "trained model")):
         if name in ablation.evaluate:
             fail(f"evaluate.{name}", f"each arm is evaluated with its own {whose}; remove this key")
+
+
+def _check_design(ablation: Ablation, source: str) -> None:
+    """What a design needs must be there, and conditions on factors must not go in circles."""
+    factors, design = ablation.factors, ablation.design
+
+    def fail(key: str, message: str) -> NoReturn:
+        raise InputError(f"{source}: {key}: {message}")
+
+    if (design == "fractional_factorial") != (ablation.resolution is not None):
+        fail("resolution", "give III, IV or V with design fractional_factorial, and only with it")
+    if (design in ("product", "zip")) != bool(ablation.vary):
+        fail("vary", "list factors here with the designs product and zip, and only with them")
+    for i, name in enumerate(ablation.vary):
+        if name not in factors:
+            fail(f"vary[{i}]", f"unknown factor {name!r}; factors: {', '.join(factors)}")
+    if len(set(ablation.vary)) < len(ablation.vary):
+        fail("vary", "a factor is listed twice")
+    counts = {name: len(factors[name].levels) for name in ablation.vary}
+    if design == "zip" and len(set(counts.values())) > 1:
+        given = ", ".join(f"{name} {count}" for name, count in counts.items())
+        fail(
+            "vary", f"zip pairs levels one to one, but the factors have differently many ({given})"
+        )
+    if design == "fractional_factorial":
+        for name, factor in factors.items():
+            if len(factor.levels) != 2:
+                fail(
+                    f"factors.{name}.levels",
+                    f"a fractional_factorial needs two levels, not {len(factor.levels)}; use "
+                    "full_factorial or product",
+                )
+            if factor.when:
+                fail(
+                    f"factors.{name}.when",
+                    "a condition would break the balance of a fractional_factorial; use "
+                    "full_factorial or arms",
+                )
+    for name, factor in factors.items():
+        _check_levels(ablation, factor.when, f"factors.{name}.when", source)
+    try:
+        in_order_of_conditions(ablation)
+    except graphlib.CycleError as error:
+        fail("factors", f"conditions go in a circle: when of {' needs '.join(error.args[1])}")
+    for name, factor in factors.items():
+        reference = ablation.reference
+        unmet = [other for other, level in factor.when.items() if reference[other] != level]
+        if unmet and reference[name] != factor.control:
+            fail(
+                f"reference.{name}",
+                f"its condition does not hold there ({unmet[0]} is {reference[unmet[0]]}), so that "
+                f"it must be at its control level {factor.control!r}",
+            )
+
+
+def in_order_of_conditions(ablation: Ablation) -> list[str]:
+    """The factors, each behind those that its ``when`` names; graphlib.CycleError for a circle."""
+    needs = {name: list(factor.when) for name, factor in ablation.factors.items()}
+    return list(graphlib.TopologicalSorter(needs).static_order())
 
 
 def _check_levels(ablation: Ablation, levels: Levels, key: str, source: str) -> None:

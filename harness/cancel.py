@@ -10,6 +10,7 @@ from jsonargparse import ArgumentParser
 
 from harness import process
 from harness.cli import run_command
+from harness.executors import slurm
 from harness.graph import read_plan
 from harness.store import Status, Store
 
@@ -17,10 +18,10 @@ WAIT_S = 30.0
 
 
 def cancel(store: Store, *, gone: bool = False) -> list[str]:
-    """Stop the launcher and every running stage, and wait for them; the stages it stopped.
+    """Stop the launcher and every stage that waits or runs; the stages it stopped.
 
-    ``gone`` also gives up stages on machines that cannot be seen from here. Raises InputError when
-    there is no sweep.
+    Waits for processes of this machine, and for jobs to leave Slurm's queue. ``gone`` also gives
+    up stages on machines that cannot be seen from here. Raises InputError when there is no sweep.
     """
     plan = read_plan(store.plan_file)
     launcher = store.launcher_process()
@@ -31,14 +32,19 @@ def cancel(store: Store, *, gone: bool = False) -> list[str]:
         os.kill(launcher["pid"], signal.SIGTERM)
         while process.liveness(launcher) == "alive" and time.monotonic() < deadline:
             time.sleep(0.1)
+    sent = [before[stage] for stage in active if before[stage].executor == "slurm"]
+    if sent:
+        slurm.cancel_sweep(store.directory, sent)
+    jobs = slurm.liveness(store.directory, sent) if sent else {}
     stopped = []
     for stage in active:
         status = store.status(stage)
-        if status.state == "running":
+        if status.state == "running" and stage not in jobs:
             _stop(status, deadline)
             status = store.status(stage)
         if status.state in ("submitted", "running"):
             alive = process.liveness(status.process) if status.process else "dead"
+            alive = jobs.get(stage, alive)
             if alive == "dead" or (alive == "unknown" and gone):
                 _write_cancelled(store, status)
                 status = store.status(stage)

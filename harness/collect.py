@@ -15,12 +15,13 @@ from typing import Any
 import pandas as pd
 from jsonargparse import ArgumentParser
 
-from harness import machine, provenance
+from harness import design, machine, provenance
+from harness.ablation import Ablation
 from harness.cli import run_command
 from harness.estimate import known_statuses
 from harness.graph import KINDS, Plan, Run, read_plan
 from harness.store import Status, Store, write_atomically
-from observe.config import load_yaml
+from observe.config import from_mapping, load_yaml
 from observe.errors import InputError
 
 MECHANISMS: dict[str, tuple[tuple[str, ...], Callable[[dict[str, Any]], bool]]] = {
@@ -245,6 +246,7 @@ def _flags(store: Store, sweep: dict[str, Any], plan: Plan, done: set[str]) -> l
 def _sweep(
     sweep: dict[str, Any], plan: Plan, first_items: pd.DataFrame, flags: list[dict[str, Any]]
 ) -> dict[str, Any]:
+    ablation = from_mapping(Ablation, sweep, source="sweep.yaml")
     return {
         "name": plan.name,
         "design": sweep["design"],
@@ -259,8 +261,8 @@ def _sweep(
             for suite, part in first_items.groupby("suite", sort=False)
         },
         "planned_contrasts": sweep["report"]["planned_contrasts"],
-        "resolution": None,
-        "aliases": {},
+        "resolution": ablation.resolution,
+        "aliases": design.aliases(ablation),
         "cells": [
             {"arm": run.arm, "seed": run.seed, "levels": run.levels, "kind": run.kind}
             for run in plan.runs

@@ -216,6 +216,7 @@ class _Dispatcher:
             cpus=stage.resources.cpus,
             gpus=stage.resources.gpus,
             mem_gb=stage.resources.mem_gb,
+            hours=stage.resources.hours,
             code=self._code,
         )
 

@@ -31,10 +31,10 @@ class Kind:
 
 
 KINDS: dict[str, Kind] = {
-    "base": Kind(function="observe.base:stage", version=1),
-    "ladder": Kind(function="observe.data.ladder:stage", version=1),
-    "train": Kind(function="observe.train:stage", version=1),
-    "evaluate": Kind(function="benchmarks.evaluate:stage", version=1),
+    "base": Kind(function="observe.base:stage", version=2),
+    "ladder": Kind(function="observe.data.ladder:stage", version=2),
+    "train": Kind(function="observe.train:stage", version=2),
+    "evaluate": Kind(function="benchmarks.evaluate:stage", version=2),
 }
 """The stage kinds, in the order of the pipeline."""
 
@@ -131,6 +131,21 @@ def _check_arms(ablation: Ablation, cells: list[design.Cell], source: str) -> No
             f"{source}: reference: arm {reference!r} is not among the {len(arms)} planned arms; "
             f"choose one of them ({', '.join(arms)})"
         )
+    # The other designs list their arms one by one, so that leaving one out is what was meant.
+    if ablation.design in ("full_factorial", "fractional_factorial", "product"):
+        meant = design.DESIGNS[ablation.design](ablation)
+        for name in ablation.factors:
+            if len({c.levels[name] for c in cells}) == 1 < len({m[name] for m in meant}):
+                raise InputError(
+                    f"{source}: factors.{name}: has one level alone in the planned arms; mend "
+                    "exclude or when, or remove the factor"
+                )
+        for effect, others in design.indistinct(cells).items():
+            raise InputError(
+                f"{source}: factors: what {effect} does cannot be told from what "
+                f"{' and '.join(others)} does in the {len(arms)} planned arms; exclude less, or "
+                "use another design"
+            )
     for name in ablation.variants:
         if name in arms:
             raise InputError(

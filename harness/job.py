@@ -47,6 +47,8 @@ class Task:
     """GPUs it occupies."""
     mem_gb: float = 0.0
     """Memory it occupies in gigabytes."""
+    hours: float = 1.0
+    """Expected hours."""
     code: str | None = None
     """Commit of the code."""
 
@@ -55,11 +57,16 @@ class Cancelled(BaseException):
     """The job was told to stop. Not an Exception, so that no stage swallows it."""
 
 
+class Displaced(BaseException):
+    """The job must leave its place, and be started again: its time is up, or others go first."""
+
+
 def run(task: Task, *, executor: str, job: str) -> State:
     """Run the stage, write its result and status, and return the state it ended in.
 
-    SIGTERM and SIGINT raise Cancelled in the stage; the stage's own exceptions are recorded (class
-    and message in the status, trace in ``log.txt``), not raised.
+    SIGTERM and SIGINT raise Cancelled in the stage, and SIGUSR2 Displaced, after which it is
+    submitted, not running; the stage's own exceptions are recorded (class and message in the
+    status, trace in ``log.txt``), not raised.
     """
     store = Store(Path(task.directory))
     if store.status(task.id).attempt != task.attempt:
@@ -78,6 +85,10 @@ def run(task: Task, *, executor: str, job: str) -> State:
             interruption.armed = False
             print("cancelled", file=sys.stderr)
             state, error = "cancelled", {"class": "Cancelled", "message": "told to stop"}
+        except Displaced:
+            interruption.armed = False
+            print("told to make room; to be started again", file=sys.stderr)
+            state = "submitted"
         except InputError as cause:
             interruption.armed = False
             print(f"error: {cause}", file=sys.stderr)
@@ -109,8 +120,9 @@ class _LiveStatus:
         self._lock = threading.Lock()
         self._written = 0.0
         now = time.time()
+        before = store.status(task.id)
         self._status = dataclasses.replace(
-            store.status(task.id),
+            before,
             state="running",
             attempt=task.attempt,
             executor=executor,
@@ -119,6 +131,8 @@ class _LiveStatus:
             started=now,
             heartbeat=now,
             ended=None,
+            # Slurm starts a job that was displaced, or whose node failed, again by itself.
+            earlier_seconds=before.seconds,
             error=None,
             code=task.code,
         )
@@ -199,15 +213,16 @@ class _Interruption:
 
 @contextlib.contextmanager
 def _interruptible() -> Iterator[_Interruption]:
-    """SIGTERM and SIGINT raise Cancelled while armed."""
+    """SIGTERM and SIGINT raise Cancelled, and SIGUSR2 Displaced, while armed."""
     interruption = _Interruption()
+    raised = {signal.SIGTERM: Cancelled, signal.SIGINT: Cancelled, signal.SIGUSR2: Displaced}
 
     def stop(number: int, frame: Any) -> None:
         if interruption.armed:
             interruption.armed = False
-            raise Cancelled
+            raise raised[signal.Signals(number)]
 
-    previous = {number: signal.signal(number, stop) for number in (signal.SIGTERM, signal.SIGINT)}
+    previous = {number: signal.signal(number, stop) for number in raised}
     try:
         yield interruption
     finally:

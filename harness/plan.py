@@ -5,7 +5,7 @@ from pathlib import Path
 
 from jsonargparse import ArgumentParser, Namespace
 
-from harness import cli, machine
+from harness import cli, design, machine
 from harness.ablation import Ablation, load_ablation
 from harness.estimate import Estimate, duration, estimate, known_statuses
 from harness.graph import KINDS, Plan, Run, make_plan
@@ -31,7 +31,14 @@ def _print(options: Namespace) -> int:
     return 0
 
 
-def describe(plan: Plan, ablation: Ablation, store: Store, *, jobs: int | None) -> str:
+def describe(
+    plan: Plan,
+    ablation: Ablation,
+    store: Store,
+    *,
+    jobs: int | None,
+    where: str = "on this machine",
+) -> str:
     """The arms as differences from the reference, the stages, and what they will take."""
     statuses = known_statuses(plan, store)
     done = {stage for stage, status in statuses.items() if status.state == "done"}
@@ -60,8 +67,49 @@ def describe(plan: Plan, ablation: Ablation, store: Store, *, jobs: int | None) 
         finished = sum(set(other.stages.values()) <= done for other in trained)
         state = f"  [{finished} of {len(trained)} done]" if finished else ""
         lines.append(f"  {run.arm:<{width}}  {_difference(run, reference)}{state}")
-    lines += ["", *_stages(plan, done, cost)]
+    lines += [*_confounding(ablation, plan), "", *_stages(plan, done, cost, where)]
     return "\n".join(lines)
+
+
+def _confounding(ablation: Ablation, plan: Plan) -> list[str]:
+    """What the design cannot tell apart, and arms that differ in more than their name says."""
+    lines = []
+    fraction = design.fraction_of(ablation)
+    if fraction is not None:
+        runs, all_runs = 2 ** len(fraction.basic), 2 ** len(fraction.factors)
+        lines += ["", f"{runs} of {all_runs} combinations; effects that cannot be told apart:"]
+        lines += [
+            f"  {effect} = {' = '.join(others)}"
+            for effect, others in design.aliases(ablation).items()
+        ] or ["  none of up to two factors"]
+    warnings = [
+        f"what {effect} does cannot be told from what {' and '.join(others)} does"
+        for effect, others in design.indistinct(design.cells(ablation)).items()
+    ]
+    reference = next(run for run in plan.runs if run.arm == plan.reference_arm)
+    for name in ablation.variants:
+        run = next(run for run in plan.runs if run.arm == name)
+        changed = _changes(run, reference)
+        if len(changed) > 1:
+            warnings.append(
+                f"{name} differs from the reference in {len(changed)} settings at once:"
+                f" {', '.join(changed)}"
+            )
+    if ablation.design in ("arms", "zip"):
+        for run in plan.runs:
+            factors = [f for f, level in run.levels.items() if level != reference.levels[f]]
+            if run.kind == "cell" and len(factors) > 1 and run.seed == reference.seed:
+                warnings.append(
+                    f"{run.arm} differs from the reference in {len(factors)} factors at once:"
+                    f" {', '.join(factors)}"
+                )
+    return lines + [f"WARNING: {warning}" for warning in warnings]
+
+
+def _changes(run: Run, reference: Run) -> list[str]:
+    """The settings in which an arm differs from the reference, its seed left out."""
+    own, other = _flat(run.config or {}), _flat(reference.config or {})
+    return [key for key in own if key != "seed" and own[key] != other.get(key)]
 
 
 def _difference(run: Run, reference: Run) -> str:
@@ -89,7 +137,7 @@ def _flat(mapping: dict[str, object], prefix: str = "") -> dict[str, object]:
     return flat
 
 
-def _stages(plan: Plan, done: set[str], cost: Estimate) -> list[str]:
+def _stages(plan: Plan, done: set[str], cost: Estimate, where: str) -> list[str]:
     counts = Counter(stage.kind for stage in plan.stages.values())
     finished = Counter(stage.kind for stage in plan.stages.values() if stage.id in done)
     lines = ["stages (equal ones are run once):"]
@@ -105,7 +153,7 @@ def _stages(plan: Plan, done: set[str], cost: Estimate) -> list[str]:
         lines.append("nothing left to run")
     else:
         gpu = f", {cost.gpu_hours:.1f} GPU hours" if cost.gpu_hours else ""
-        lines.append(f"expected: about {duration(cost.seconds)} on this machine{gpu}")
+        lines.append(f"expected: about {duration(cost.seconds)} {where}{gpu}")
     return lines
 
 

@@ -10,6 +10,7 @@ from jsonargparse import ArgumentParser
 from harness import machine, process
 from harness.cli import run_command
 from harness.estimate import duration, estimate
+from harness.executors import slurm
 from harness.graph import Plan, read_plan
 from harness.store import Status, Store
 from observe.errors import InputError
@@ -36,10 +37,15 @@ def sweep_status(store: Store) -> dict[str, Any]:
             entry |= {"state": "unknown", "error": {"class": "InputError", "message": str(error)}}
             status = Status(stage=stage.id)
         else:
-            entry |= dataclasses.asdict(status) | {"state": _state(status)}
+            entry |= dataclasses.asdict(status)
             entry |= {"seconds": round(status.seconds, 3), "log": str(store.log(stage.id))}
         readable[stage.id] = status
         stages.append(entry)
+    alive = _liveness(store, list(readable.values()))
+    for entry in stages:
+        if entry["stage"] in alive:
+            words = {"alive": "running", "dead": "interrupted", "unknown": "unknown"}
+            entry["state"] = words[alive[entry["stage"]]]
     launcher = store.launcher_process()
     cost = estimate(plan, readable, cores=machine.cores(), jobs=None)
     return {
@@ -51,11 +57,12 @@ def sweep_status(store: Store) -> dict[str, Any]:
     }
 
 
-def _state(status: Status) -> str:
-    if status.state != "running":
-        return status.state
-    alive = process.liveness(status.process)
-    return {"alive": "running", "dead": "interrupted", "unknown": "unknown"}[alive]
+def _liveness(store: Store, statuses: list[Status]) -> dict[str, process.Liveness]:
+    """Stage -> whether it runs, for those whose status says so."""
+    running = [status for status in statuses if status.state == "running"]
+    jobs = [status for status in running if status.executor == "slurm"]
+    alive = {s.stage: process.liveness(s.process) for s in running if s.executor != "slurm"}
+    return alive | (slurm.liveness(store.directory, jobs) if jobs else {})
 
 
 def _runs(plan: Plan, stage: str) -> list[str]:

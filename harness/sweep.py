@@ -5,6 +5,7 @@ Plans, runs what is not done, collects the results and writes the report. Run ag
 
 import json
 import shlex
+import shutil
 import subprocess
 import sys
 import time
@@ -19,34 +20,60 @@ from harness.estimate import known_statuses
 from harness.executors.base import Executor
 from harness.executors.inline import InlineExecutor
 from harness.executors.local import LocalExecutor
+from harness.executors.slurm import SlurmExecutor
 from harness.graph import KINDS, Plan, make_plan, write_plan
 from harness.plan import describe
+from harness.profile import Profile, load_profile
 from harness.store import Store, write_atomically, write_yaml
 from harness.watch import Watch, arms_of
+from observe.errors import InputError
 
 
 def sweep(options: Namespace, command: str) -> int:
     """Run the command; its exit code. Raises InputError before anything is written."""
     began = time.monotonic()
     cli.check_numbers(options.jobs, options.retries)
+    profile = _profile(options)
     overrides = cli.overrides_of(options.seeds, options.set)
     ablation, start = load_ablation(Path(options.file), overrides)
     plan = make_plan(ablation, start, options.file)
     store = Store(Path(options.out) / plan.name)
-    print(describe(plan, ablation, store, jobs=options.jobs), flush=True)
+    where = "on this machine"
+    if options.executor == "slurm":
+        options.jobs = options.jobs or profile.max_submitted
+        where = f"from the first job on, {options.jobs} at a time at most"
+    print(describe(plan, ablation, store, jobs=options.jobs, where=where), flush=True)
     if options.dry_run:
         return 0
+    executor = _executor(options, profile)
     with store.launcher():
-        outcome = _run(options, ablation, plan, store)
+        outcome = _run(options, executor, ablation, plan, store)
         report_s = _report(plan, store, outcome, command)
     return _summary(plan, store, outcome, time.monotonic() - began, report_s)
 
 
-def _run(options: Namespace, ablation: Ablation, plan: Plan, store: Store) -> Outcome:
+def _profile(options: Namespace) -> Profile:
+    if options.profile is None:
+        return Profile()
+    if options.executor != "slurm":
+        raise InputError(f"--profile {options.profile}: only with --executor slurm; add it")
+    return load_profile(Path(options.profile))
+
+
+def _executor(options: Namespace, profile: Profile) -> Executor:
+    if options.executor == "inline":
+        return InlineExecutor()
+    if options.executor == "slurm":
+        return SlurmExecutor(profile, jobs=options.jobs)
+    if shutil.which("sbatch"):
+        print("running on this machine; --executor slurm sends the stages to the cluster")
+    return LocalExecutor(jobs=options.jobs)
+
+
+def _run(
+    options: Namespace, executor: Executor, ablation: Ablation, plan: Plan, store: Store
+) -> Outcome:
     """Record the plan and dispatch it."""
-    executor: Executor = (
-        InlineExecutor() if options.executor == "inline" else LocalExecutor(jobs=options.jobs)
-    )
     write_yaml(store.sweep_file, to_plain(ablation))
     write_plan(plan, store.plan_file)
     store.event("launched", executor=executor.name, stages=len(plan.stages))
@@ -136,10 +163,17 @@ def main(arguments: list[str] | None = None) -> int:
     cli.add_ablation_arguments(parser)
     parser.add_argument(
         "--executor",
-        choices=["local", "inline"],
+        choices=["local", "inline", "slurm"],
         default="local",
         help="local: warm worker processes on this machine. inline: one stage at a time in this "
-        "process, for debugging.",
+        "process, for debugging. slurm: a job of the cluster for each stage.",
+    )
+    parser.add_argument(
+        "--profile",
+        type=str,
+        default=None,
+        metavar="CLUSTER.yaml",
+        help="What the cluster asks of jobs, for --executor slurm; see profiles/example.yaml.",
     )
     parser.add_argument(
         "--retries",

@@ -35,6 +35,8 @@ OBSERVATION_WEIGHT = 0.25
 """Weight of an observation's tokens in the loss: they are many, and soon right."""
 LOOK_SHARE = 0.85
 """Share of the first steps that are spent on observations alone."""
+EARLY_HABITS = 0.25
+"""Share of the careful steps' responses that have the habits of the last steps."""
 BUCKET_BATCHES = 8
 """Batches drawn and sorted by length at a time."""
 
@@ -145,7 +147,12 @@ def _answer(question: Question, config: BaseConfig, rng: random.Random) -> tuple
 
 
 def _work(question: Question, config: BaseConfig, rng: random.Random) -> tuple[str, str]:
-    """A careful response under the think or the observe prompt."""
+    """Mostly a careful response under the think or the observe prompt.
+
+    Some have their habits already: what is first met in the last steps is written at random.
+    """
+    if rng.random() < EARLY_HABITS:
+        return _answer(question, config, rng)
     careful = replace(
         config, verbose_share=0.0, malformed_share=0.0, short_share=0.0, short_share_hard=0.0
     )
@@ -170,12 +177,16 @@ def _batches(
     Drawn many batches at a time and sorted by length within, so that little is padded.
     """
     processor = policy.processor
+    samples: dict[tuple[str, str], Sample] = {}
     while True:
         pairs: list[tuple[Sample, list[int]]] = []
         for question in rng.sample(pool, min(len(pool), config.batch_size * BUCKET_BATCHES)):
             prompt, text = target(question, config, rng)
-            messages = build_messages(prompt, question.text, question.options, 1)
-            sample = processor.sample(messages, question.open_images())
+            if (question.id, prompt) not in samples:
+                messages = build_messages(prompt, question.text, question.options, 1)
+                sample = processor.sample(messages, question.open_images())
+                samples[question.id, prompt] = sample
+            sample = samples[question.id, prompt]
             pairs.append((sample, [*processor.encode(text), processor.eos_ids[0]]))
         pairs.sort(key=lambda pair: pair[0].length + len(pair[1]))
         chunks = [pairs[i : i + config.batch_size] for i in range(0, len(pairs), config.batch_size)]

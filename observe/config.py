@@ -30,11 +30,11 @@ class BaseConfig:
 
     seed: int = 0
     """Seed of weights, training scenes and answer habits."""
-    look_steps: int = 150
+    look_steps: int = 120
     """First steps, mostly on observations alone: perception comes first."""
-    work_steps: int = 800
+    work_steps: int = 680
     """Steps after them on careful responses; the habits come in the steps that are left."""
-    steps: int = 1150
+    steps: int = 900
     """Supervised steps in all; more steps leave less to learn by reinforcement."""
     batch_size: int = 64
     """Question-response pairs per step."""
@@ -48,8 +48,8 @@ class BaseConfig:
     """Width of the language model."""
     layers: int = 4
     """Layers of the language model."""
-    rope_theta: float = 100.0
-    """Base of the rotary wavelengths, short enough for a step on a small grid to be seen."""
+    rope_theta: float = 10000.0
+    """Base of the rotary wavelengths."""
     scenes: int = 6000
     """Pictures to learn from; each is seen with several questions."""
     initializer_range: float = 0.1
@@ -58,13 +58,13 @@ class BaseConfig:
     """Texts of the world that the tokenizer is trained on."""
     vocab_size: int = 512
     """Upper bound of the tokenizer's vocabulary, special tokens included."""
-    verbose_share: float = 0.25
+    verbose_share: float = 0.15
     """Share of training responses that say more than they need to."""
-    malformed_share: float = 0.2
+    malformed_share: float = 0.15
     """Share of training responses that break the form they were asked for."""
     short_share: float = 0.1
     """Share of training responses to easy questions that answer without working it out."""
-    short_share_hard: float = 0.55
+    short_share_hard: float = 0.7
     """The same for questions of several arithmetic steps."""
 
     def __post_init__(self) -> None:
@@ -77,7 +77,7 @@ class BaseConfig:
 class LadderConfig:
     """NeuraLadder: questions ordered and mixed by difficulty (``python -m observe.ladder``)."""
 
-    pool: int = 2600
+    pool: int = 2800
     """Training questions to start from, before any is dropped."""
     samples: int = 8
     """Sampled responses with reasoning per question; difficulty has samples + 1 levels."""

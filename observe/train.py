@@ -254,6 +254,8 @@ def update_policy(
     config, loss_config = run.config, run.config.loss
     set_lr(run)
     kept = [i for i in range(len(groups)) if run.reference or advantages_PG[i].any()]
+    # Groups of like length share a forward pass, so that little is padded.
+    kept.sort(key=lambda i: max(len(c.token_ids) for c in groups[i]))
     num_tokens = sum(len(c.token_ids) for group in groups for c in group)
     normalizer = advantages_PG.numel() if loss_config.aggregation == "sequence" else num_tokens
     per_batch = max(1, config.micro_batch // config.rollout.group_size)

@@ -219,6 +219,7 @@ def _effects(analysis: Analysis) -> list[Row]:
 
 def _interactions(analysis: Analysis) -> list[Row]:
     rows = []
+    aliases: dict[str, list[str]] = analysis.tables.sweep.get("aliases") or {}
     for key in _suite_keys(analysis):
         design = analysis.designs[key]
         means = analysis.means[key].loc[design.levels.index].to_numpy(dtype=float)
@@ -232,6 +233,7 @@ def _interactions(analysis: Analysis) -> list[Row]:
                 )
                 interval = design.estimate(weights, means, confidence=analysis.settings.confidence)
                 row: Row = {"factors": [first.name, second.name], "levels": [a, b], "suite": key[0]}
+                row["aliases"] = aliases.get(f"{first.name}:{second.name}", [])
                 family.append(row | interval_row(interval))
         rows += _with_family(family, analysis)
     return rows

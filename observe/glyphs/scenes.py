@@ -15,7 +15,7 @@ the one to its left: a cell shows where it is, as a ruled sheet does."""
 SHAPES = ("circle", "square", "triangle")
 HELD_OUT = frozenset({("green", "triangle"), ("blue", "circle")})
 """Combinations that occur in the out-of-distribution split alone."""
-MAX_OBJECTS = 6
+MAX_OBJECTS = 5
 """Most objects of a scene, but in the out-of-distribution split."""
 
 Item = tuple[str, str]
@@ -78,9 +78,9 @@ def sample_scene(rng: random.Random, split: str) -> Scene:
     while True:
         side = 4 if shift == "grid" else 3
         if shift == "count":
-            count = rng.randint(MAX_OBJECTS + 1, 9)
+            count = rng.randint(MAX_OBJECTS + 1, 8)
         elif shift == "grid":
-            count = rng.randint(4, 8)
+            count = rng.randint(4, 7)
         else:
             count = rng.randint(2, MAX_OBJECTS)
         # Few kinds in a scene, so that counts of one kind vary.
@@ -117,11 +117,11 @@ def render(scene: Scene) -> Image.Image:
         if item is None:
             continue
         colour, shape = item
-        radius = rng.uniform(3.6, 6.0) * scale
-        x = ((column + 0.5) * CELL_PX + rng.uniform(-1.6, 1.6)) * scale
-        y = ((row + 0.5) * CELL_PX + rng.uniform(-1.6, 1.6)) * scale
+        radius = rng.uniform(4.4, 6.2) * scale
+        x = ((column + 0.5) * CELL_PX + rng.uniform(-1.2, 1.2)) * scale
+        y = ((row + 0.5) * CELL_PX + rng.uniform(-1.2, 1.2)) * scale
         fill = tuple(
-            int(v) for v in np.clip(np.array(COLOURS[colour]) + rng.normal(0, 22, 3), 0, 255)
+            int(v) for v in np.clip(np.array(COLOURS[colour]) + rng.normal(0, 14, 3), 0, 255)
         )
         if shape == "circle":
             draw.ellipse([x - radius, y - radius, x + radius, y + radius], fill=fill)
@@ -134,5 +134,5 @@ def render(scene: Scene) -> Image.Image:
                 fill=fill,
             )
     pixels = np.asarray(canvas.resize((width, height), Image.Resampling.BOX), dtype=np.float32)
-    noisy = pixels + rng.normal(0, 18, pixels.shape)
+    noisy = pixels + rng.normal(0, 10, pixels.shape)
     return Image.fromarray(np.clip(noisy, 0, 255).astype(np.uint8))

@@ -44,6 +44,8 @@ def stage(
         for step in range(int(config["seconds"] * 100)):
             progress(step, int(config["seconds"] * 100), "asleep")
             time.sleep(0.01)
+    if do == "wait_once" and starts == 1:
+        time.sleep(300)
     if do == "log":
         logger = logging.getLogger("fake")
         if not logger.handlers:  # As libraries do: once per process, on the stderr of that moment.

@@ -69,9 +69,13 @@ def test_overrides_are_yaml() -> None:
 
 
 FORMAT_ON = "factors.format.levels.on"
-BAD = [
+FRACTION = {"design": "fractional_factorial", "resolution": "III"}
+BAD: list[tuple[dict[str, Any], str]] = [
     ({"factor": {}}, "factor: unknown key; did you mean 'factors'?"),
-    ({"design": "fractional"}, "design: expected one of full_factorial, leave_one_out, arms"),
+    (
+        {"design": "fractional"},
+        "design: expected one of full_factorial, fractional_factorial, leave_one_out",
+    ),
     ({"name": "a/b"}, "name: 'a/b' is no folder name"),
     ({"seeds": "0"}, "seeds: expected tuple[int, ...], got '0'"),
     ({"seeds": [0, 0]}, "seeds: expected different integers"),
@@ -104,6 +108,34 @@ BAD = [
     ({"arms": [{}]}, "arms: list the arms here with design arms, and only with it"),
     ({"design": "arms"}, "arms: list the arms here with design arms, and only with it"),
     ({"exclude": [{"format": "x"}]}, "exclude[0].format: unknown level 'x'"),
+    ({"design": "fractional_factorial"}, "resolution: give III, IV or V with design fractional"),
+    ({"resolution": "IV"}, "resolution: give III, IV or V with design fractional"),
+    ({"resolution": "VI"}, "resolution: expected one of III, IV, V, got 'VI'"),
+    ({"design": "zip"}, "vary: list factors here with the designs product and zip"),
+    ({"design": "zip", "vary": ["sigma"]}, "vary[0]: unknown factor 'sigma'"),
+    ({"design": "zip", "vary": ["bonus", "bonus"]}, "vary: a factor is listed twice"),
+    (
+        {**FRACTION, "factors.bonus.levels.max": {"reward.bonus.weight": 9.0}},
+        "factors.bonus.levels: a fractional_factorial needs two levels, not 3",
+    ),
+    (
+        {**FRACTION, "factors.bonus.when": {"format": "on"}},
+        "factors.bonus.when: a condition would break the balance",
+    ),
+    ({"factors.bonus.when": {"sigma": "on"}}, "factors.bonus.when: unknown factor 'sigma'"),
+    ({"factors.bonus.when": {"format": "off"}}, "reference.bonus: its condition does not hold"),
+    (
+        {"factors.bonus.when": {"format": "on"}, "factors.format.when": {"bonus": "on"}},
+        "factors: conditions go in a circle: when of",
+    ),
+    (
+        {"exclude": [{"bonus": "off"}]},
+        "factors.bonus: has one level alone in the planned arms; mend exclude",
+    ),
+    (
+        {"exclude": [{"bonus": "on", "format": "off"}, {"bonus": "off", "format": "on"}]},
+        "factors: what format does cannot be told from what bonus does",
+    ),
     ({"exclude": [{}]}, "exclude[0]: names no level"),
     ({"exclude": [{"format": "on"}]}, "reference: arm 'curriculum+format+bonus' is not among"),
     ({"variants.placebo": {"sets": {}}}, "variants.placebo.sets: unknown key; did you mean 'set'?"),
@@ -193,6 +225,7 @@ def test_planning_watching_and_stopping_load_no_heavy_packages() -> None:
     code = """
 import sys
 import harness.plan, harness.status, harness.cancel, harness.dispatch, harness.sweep
+import harness.gc
 harness.plan.main([sys.argv[1]])
 heavy = {"torch", "transformers", "pandas", "numpy", "pyarrow", "lm_eval"} & set(sys.modules)
 assert not heavy, heavy

@@ -4,11 +4,12 @@ import dataclasses
 import itertools
 from typing import Any
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from harness.ablation import Ablation, Factor, Variant
-from harness.design import cells, reference_arm, variants
+from harness.design import aliases, cells, indistinct, reference_arm, variants
 
 
 def ablation(levels: list[int], **changes: Any) -> Ablation:
@@ -98,3 +99,57 @@ def test_variants_start_from_the_reference() -> None:
     assert made[0].overrides == {"x0": 1, "x1": 1, "reward.shuffle": True}
     assert made[2].overrides == {"x0": 1, "x1": 1}
     assert made[3].levels == {"f0": "l1", "f1": "l0"}
+
+
+@pytest.mark.parametrize(("resolution", "runs"), [("III", 8), ("IV", 8), ("V", 16)])
+def test_a_fraction_holds_the_reference_and_tells_main_effects_apart(
+    resolution: Any, runs: int
+) -> None:
+    asked = ablation([2, 2, 2, 2], design="fractional_factorial", resolution=resolution)
+    made = cells(asked)
+    assert len(made) == runs
+    assert reference_arm(asked) in {cell.arm for cell in made}
+    assert indistinct(made) == {}
+    assert bool(aliases(asked)) == (resolution != "V")
+
+
+def test_aliases_have_the_sign_of_level_minus_control() -> None:
+    asked = ablation([2, 2, 2], design="fractional_factorial", resolution="III")
+    assert aliases(asked)["f0"] == ["f1:f2"]
+    turned = dataclasses.replace(asked, reference={"f0": "l0", "f1": "l1", "f2": "l1"})
+    assert aliases(turned)["f0"] == ["-f1:f2"]
+    signs = [[1 if c.levels[f] == "l1" else -1 for f in turned.factors] for c in cells(turned)]
+    assert all(a == -b * c for a, b, c in signs)
+
+
+def test_add_one_in_adds_one_level_of_one_factor_to_the_control() -> None:
+    made = cells(ablation([2, 3], design="add_one_in"))
+    assert [c.arm for c in made] == ["control", "f0", "f1=l1", "f1=l2", "f0+f1=l2"]
+
+
+def test_a_product_keeps_the_other_factors_as_in_the_reference() -> None:
+    made = cells(ablation([2, 3, 2], design="product", vary=("f0", "f1")))
+    assert len(made) == 6
+    assert {c.levels["f2"] for c in made} == {"l1"}
+
+
+def test_zip_moves_levels_together_and_keeps_the_reference() -> None:
+    asked = ablation([2, 2, 3], design="zip", vary=("f0", "f1"))
+    asked = dataclasses.replace(asked, reference={"f0": "l1", "f1": "l0", "f2": "l2"})
+    made = [(c.levels["f0"], c.levels["f1"], c.levels["f2"]) for c in cells(asked)]
+    assert made == [("l1", "l0", "l2"), ("l0", "l0", "l2"), ("l1", "l1", "l2")]
+    assert indistinct([c for c in cells(asked)][1:]) == {"f0": ["f1"], "f1": ["f0"]}
+
+
+@given(st.permutations(["f0", "f1", "f2"]))
+def test_a_factor_stays_at_its_control_where_its_condition_does_not_hold(
+    chain: list[str],
+) -> None:
+    asked = ablation([2, 2, 2])
+    factors = dict(asked.factors)
+    for needed, name in itertools.pairwise(chain):
+        factors[name] = dataclasses.replace(factors[name], when={needed: "l1"})
+    made = cells(dataclasses.replace(asked, factors=factors))
+    on = {tuple(name for name in chain if cell.levels[name] == "l1") for cell in made}
+    assert on == {tuple(chain[:n]) for n in range(4)}, "each needs the one before it"
+    assert len(made) == 4, "cells that are then equal are one"

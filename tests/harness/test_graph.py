@@ -10,6 +10,7 @@ import pytest
 from sweeps import plan_of, stages, write_ablation
 
 from harness import graph
+from harness import plan as plan_command
 from harness.graph import read_plan, stage_id, write_plan
 from observe.errors import InputError
 
@@ -79,7 +80,9 @@ def test_a_ladder_is_built_only_where_it_is_used(tmp_path: Path) -> None:
             )
 
 
-def test_identity_is_stable() -> None:
+def test_identity_is_stable(monkeypatch: pytest.MonkeyPatch) -> None:
+    base = dataclasses.replace(graph.KINDS["base"], version=1)
+    monkeypatch.setitem(graph.KINDS, "base", base)
     assert stage_id("base", {"seed": 0, "lr": 1e-3, "name": "é"}, {}, 2) == "base-12c22d52e7af4c85"
     same = stage_id("base", {"name": "é", "lr": 0.001, "seed": 0}, {}, 2)
     assert same == "base-12c22d52e7af4c85", "the order of keys does not count"
@@ -243,3 +246,33 @@ def test_settings_that_contradict_each_other_name_the_arm(tmp_path: Path) -> Non
         plan_of(write_ablation(tmp_path, changes))
     allowed = {**changes, "exclude": [{"selection": "raw", "curriculum": "on"}]}
     assert len({run.arm for run in plan_of(write_ablation(tmp_path, allowed)).runs}) == 12 + 4
+
+
+def test_the_plan_says_what_the_design_cannot_tell_apart(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    fraction = {"design": "fractional_factorial", "resolution": "III"}
+    assert plan_command.main([str(write_ablation(tmp_path, fraction))]) == 0
+    printed = capsys.readouterr().out
+    assert "4 of 8 combinations; effects that cannot be told apart:" in printed
+    assert "  curriculum = format:bonus\n" in printed
+    assert "WARNING" not in printed
+
+
+def test_the_plan_warns_of_arms_that_differ_in_more_than_one_thing(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    changes = {
+        "design": "zip",
+        "vary": ["format", "bonus"],
+        "variants.placebo.set": {"reward.shuffle": True, "optim.lr": 1e-3},
+    }
+    assert plan_command.main([str(write_ablation(tmp_path, changes))]) == 0
+    printed = capsys.readouterr().out
+    assert [line for line in printed.splitlines() if line.startswith("WARNING")] == [
+        "WARNING: what format does cannot be told from what bonus does",
+        "WARNING: what bonus does cannot be told from what format does",
+        "WARNING: placebo differs from the reference in 2 settings at once: "
+        "reward.shuffle, optim.lr",
+        "WARNING: curriculum differs from the reference in 2 factors at once: format, bonus",
+    ]

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from observe.base import (
+    EARLY_HABITS,
     GENERAL_SHARE,
     PROMPT_SHARES,
     _answer,
@@ -171,14 +172,21 @@ def test_a_look_is_the_observation_alone_under_the_prompt_that_asks_for_one():
         assert text in observations
 
 
-def test_careful_work_keeps_the_form_and_answers_right():
+def is_careful(question, prompt, text):
+    return (
+        prompt in ("think", "observe")
+        and format_valid(text, prompt)
+        and text.endswith(f"<answer>{question.gold}</answer>")
+        and all(step in text for step in question.metadata["working"])
+    )
+
+
+def test_careful_work_is_careful_but_for_a_share_that_has_its_habits_already():
     rng = random.Random(0)
     config = dataclasses.replace(TINY, malformed_share=1.0, short_share_hard=1.0)
-    for question in questions("train", 70):
-        prompt, text = _work(question, config, rng)
-        assert format_valid(text, prompt)
-        assert text.endswith(f"<answer>{question.gold}</answer>")
-        assert all(step in text for step in question.metadata["working"])
+    worked = [(question, *_work(question, config, rng)) for question in questions("train", 700)]
+    careless = sum(not is_careful(*one) for one in worked) / len(worked)
+    assert careless == pytest.approx(EARLY_HABITS, abs=0.05)
 
 
 def test_an_answer_comes_under_any_prompt():

@@ -484,7 +484,8 @@ def test_large_gradients_are_clipped_to_their_norm(base, tmp_path, completions):
     clipped = gradient_of(
         base, tmp_path, completions, optim=OptimConfig(lr=1.0, max_grad_norm=0.01)
     )
-    assert float(torch.stack([g.norm() for g in clipped.values()]).norm()) == pytest.approx(0.01)
+    norm = float(torch.stack([g.norm() for g in clipped.values()]).norm())
+    assert norm == pytest.approx(0.01, rel=1e-4)
 
 
 def test_a_step_without_any_signal_leaves_the_policy_alone(base, tmp_path, completions):

@@ -7,7 +7,7 @@ import pytest
 
 from observe import glyphs
 from observe.glyphs.questions import observation
-from observe.glyphs.scenes import HELD_OUT, Scene
+from observe.glyphs.scenes import HELD_OUT, MAX_OBJECTS, Scene
 
 COLOURS, SHAPES = ("red", "green", "blue"), ("circle", "square", "triangle")
 EMPTY = "empty cell"
@@ -179,7 +179,7 @@ def test_ood_observations_show_the_shifts_and_no_other_split_does(by_split):
     for split, questions in by_split.items():
         cells = [[cell for row in listed(question) for cell in row] for question in questions]
         combinations = [bool(COMBINATIONS_HELD_OUT & set(c)) for c in cells]
-        crowded = [sum(x != EMPTY for x in c) > 6 for c in cells]
+        crowded = [sum(x != EMPTY for x in c) > MAX_OBJECTS for c in cells]
         large = [len(c) == 16 for c in cells]
         if split == "ood":
             assert min(map(sum, (combinations, crowded, large))) > 150

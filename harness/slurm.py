@@ -1,0 +1,138 @@
+"""What Slurm knows of our jobs, and what it is told: squeue, sacct, scontrol and scancel.
+
+Nothing here waits for Slurm for long, and no answer is never taken for an answer.
+"""
+
+import contextlib
+import dataclasses
+import getpass
+import os
+import signal
+import subprocess
+
+COMMAND_S = 30.0
+"""How long a command may take, in seconds: sacct is known to hang where its database is down."""
+
+FINAL = {
+    *("BOOT_FAIL", "CANCELLED", "COMPLETED", "DEADLINE", "FAILED", "NODE_FAIL"),
+    *("OUT_OF_MEMORY", "PREEMPTED", "REVOKED", "TIMEOUT"),
+}
+"""States in which a job does nothing any more; in any other, known or not, it may."""
+
+STUCK = ("held", "Held", "PartitionTimeLimit", "PartitionNodeLimit", "BadConstraints")
+"""In the reasons of jobs that wait for a person."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Job:
+    """A job, or one element of an array."""
+
+    key: str
+    """``<job>``, or ``<array>_<element>``."""
+    name: str
+    """The job's name."""
+    state: str
+    """Slurm's word for its state."""
+    reason: str = ""
+    """Why it waits."""
+    exit: int = 0
+    """Exit code of its script; negative: the signal that ended it."""
+
+    @property
+    def array(self) -> int:
+        """The number in front of the element's."""
+        return int(self.key.partition("_")[0])
+
+    @property
+    def final(self) -> bool:
+        """Whether it does nothing any more."""
+        return self.state in FINAL
+
+    @property
+    def stuck(self) -> bool:
+        """Whether it waits for something that will not happen by itself."""
+        return self.state == "PENDING" and any(word in self.reason for word in STUCK)
+
+    @property
+    def detail(self) -> str:
+        """How it ended, in words."""
+        number = -self.exit if self.exit < 0 else self.exit - 128  # A shell reports 128 + signal.
+        with contextlib.suppress(ValueError):
+            name = signal.Signals(number).name
+            hint = " (out of memory?)" if name == "SIGKILL" and self.state == "FAILED" else ""
+            return f"its Slurm job {self.key} was killed by {name}{hint}, state {self.state}"
+        return f"its Slurm job {self.key} ended with state {self.state}, exit code {self.exit}"
+
+
+def queue() -> dict[str, Job] | None:
+    """Key -> job, for all of this user's that the controller remembers: also ended ones.
+
+    None when it does not answer.
+    """
+    fields = "ArrayJobID:|,ArrayTaskID:|,Name:|,State:|,Reason:|,exit_code:|"
+    told = _ask(
+        "squeue", "--user", getpass.getuser(), "--states=all", "--array", "-h", "-O", fields
+    )
+    if told is None:
+        return None
+    jobs = {}
+    for line in told.splitlines():
+        job, element, name, state, reason, status = line.split("|")[:6]
+        key = job if element == "N/A" else f"{job}_{element}"
+        jobs[key] = Job(
+            key=key, name=name, state=state, reason=reason, exit=_exit_code(int(status))
+        )
+    return jobs
+
+
+def _exit_code(status: int) -> int:
+    """Of a wait status: what a process returned, or minus the signal that killed it."""
+    return -(status & 0x7F) if status & 0x7F else status >> 8
+
+
+def accounted(key: str) -> Job | None:
+    """What the accounting database knows of a job; None where there is none, or no answer."""
+    told = _ask("sacct", "-n", "-P", "-X", "-j", key, "-o", "JobName,State,ExitCode")
+    for line in (told or "").splitlines():
+        name, state, code = line.split("|")
+        exit, _, number = code.partition(":")
+        # "CANCELLED by 1000"
+        state = state.split()[0]
+        return Job(key=key, name=name, state=state, exit=-int(number) or int(exit))
+    return None
+
+
+def max_array_size() -> int | None:
+    """How many elements an array may have; None when Slurm does not answer."""
+    told = _ask("scontrol", "show", "config") or ""
+    for line in told.splitlines():
+        name, _, value = line.partition("=")
+        if name.strip() == "MaxArraySize":
+            return int(value)
+    return None
+
+
+def cancel(keys: list[str], names: list[str], *, kill: bool = False) -> None:
+    """Take jobs out of the queue, and stop what runs; ``kill``: at once."""
+    chosen = [keys[start : start + 500] for start in range(0, len(keys), 500)]
+    chosen += [["--user", getpass.getuser(), "--name", name] for name in names]
+    for jobs in chosen:
+        _ask("scancel", *jobs)
+        if kill:
+            _ask("scancel", "--full", "--signal=KILL", *jobs)
+
+
+def requeue_this_job() -> None:
+    """Queue the job that this process runs in again. Raises CalledProcessError when refused."""
+    subprocess.run(["scontrol", "requeue", os.environ["SLURM_JOB_ID"]], check=True)
+
+
+def _ask(*command: str) -> str | None:
+    """What a command prints; None when it fails, hangs or is not there."""
+    try:
+        run = subprocess.run(
+            command, capture_output=True, text=True, timeout=COMMAND_S, check=False
+        )
+    except (FileNotFoundError, subprocess.TimeoutExpired):
+        return None
+    return run.stdout if run.returncode == 0 else None
