@@ -7,6 +7,7 @@ memory it may not have, so that queueing can be tested anywhere.
 """
 
 import contextlib
+import ctypes
 import getpass
 import os
 import platform
@@ -71,6 +72,9 @@ def running(root: Path, folder: Path) -> Iterator[dict[str, str]]:
     try:
         for command in _daemons(root, folder):
             log = open(folder / f"{Path(command[0]).name}.out", "wb")  # noqa: SIM115
+            # Through ``reap``: slurmd waits for orphans of a job, which not every container's
+            # first process reaps.
+            command = [sys.executable, __file__, "reap", *command]
             daemons.append(
                 subprocess.Popen(command, env={**os.environ, **environment}, stdout=log, stderr=log)
             )
@@ -185,7 +189,21 @@ def _free_port() -> int:
         return listener.getsockname()[1]
 
 
+def reap(command: list[str]) -> int:
+    """Run a command, and be the parent of the orphans it leaves; its exit code."""
+    set_child_subreaper = 36
+    ctypes.CDLL(None).prctl(set_child_subreaper, 1, 0, 0, 0)
+    child = subprocess.Popen(command)
+    signal.signal(signal.SIGTERM, lambda number, frame: child.send_signal(number))
+    while True:
+        pid, status = os.wait()
+        if pid == child.pid:
+            return os.waitstatus_to_exitcode(status)
+
+
 if __name__ == "__main__":
+    if sys.argv[1:2] == ["reap"]:
+        sys.exit(reap(sys.argv[2:]))
     try:
         print(f"Slurm for the tests: {fetch()}")
     except Unavailable as reason:
