@@ -183,8 +183,13 @@ def load_ablation(
     raw = load_yaml(path)
     if not isinstance(raw, dict):
         raise InputError(f"{path}: expected a mapping, got {raw!r}; see ablations/full.yaml")
+    keys = {field.name for field in dataclasses.fields(Ablation)}
+    return read_ablation(override(raw, overrides or {}, keys, str(path)), path)
+
+
+def read_ablation(raw: dict[str, Any], path: Path) -> tuple[Ablation, dict[str, Any]]:
+    """The content of an ablation file, checked and resolved; ``path`` is where it was read."""
     source = str(path)
-    raw = _override(raw, overrides or {}, source)
     ablation = from_mapping(Ablation, _words(raw), source=source)
     folder = path.resolve().parent
     _check(ablation, source)
@@ -210,19 +215,21 @@ def train_config(start: dict[str, Any], settings: dict[str, Any], source: str) -
     return from_mapping(TrainConfig, with_overrides(start, settings), source=source)
 
 
-def to_plain(ablation: Ablation) -> dict[str, Any]:
-    """The ablation as nested plain values, as written to ``sweep.yaml``."""
+def to_plain(config: Any) -> dict[str, Any]:
+    """A dataclass, e.g. an Ablation, as nested plain values, as written to ``sweep.yaml``."""
 
     def plain(value: Any) -> Any:
         if isinstance(value, dict):
             return {key: plain(item) for key, item in value.items()}
         return [plain(item) for item in value] if isinstance(value, (list, tuple)) else value
 
-    return plain(dataclasses.asdict(ablation))
+    return plain(dataclasses.asdict(config))
 
 
-def _override(raw: dict[str, Any], overrides: Mapping[str, Any], source: str) -> dict[str, Any]:
-    keys = {field.name for field in dataclasses.fields(Ablation)}
+def override(
+    raw: dict[str, Any], overrides: Mapping[str, Any], keys: set[str], source: str
+) -> dict[str, Any]:
+    """The content of a file with dotted changes to its ``keys``; all others go under ``set``."""
     own = {key: value for key, value in overrides.items() if key.split(".")[0] in keys}
     settings = {key: value for key, value in overrides.items() if key not in own}
     raw = with_overrides(raw, own)

@@ -24,19 +24,21 @@ def run_command(command: Callable[[], int]) -> int:
         return 0
 
 
-def add_ablation_arguments(parser: ArgumentParser) -> None:
-    """FILE, --out, --seeds, --set and --jobs, as sweep and plan have them."""
+def add_ablation_arguments(parser: ArgumentParser, *, search: bool = False) -> None:
+    """FILE, --out, --seeds (not for a search), --set and --jobs."""
     parser.add_argument("--config", action="config", help="A YAML file with these options.")
-    parser.add_argument("file", type=str, help="The ablation file, e.g. ablations/full.yaml.")
+    of, example = ("search", "search") if search else ("ablation", "full")
+    parser.add_argument("file", type=str, help=f"The {of} file, e.g. ablations/{example}.yaml.")
     parser.add_argument(
         "--out", type=str, default="runs", help="Folder of all sweeps; this one's is OUT/<name>."
     )
-    parser.add_argument(
-        "--seeds",
-        type=str,
-        default=None,
-        help="Seeds instead of the file's, with commas: 0,1,2. Every cell is run with each.",
-    )
+    if not search:
+        parser.add_argument(
+            "--seeds",
+            type=str,
+            default=None,
+            help="Seeds instead of the file's, with commas: 0,1,2. Every cell is run with each.",
+        )
     parser.add_argument(
         "--set",
         type=str,
@@ -44,8 +46,8 @@ def add_ablation_arguments(parser: ArgumentParser) -> None:
         action="extend",
         default=[],
         metavar="KEY=VALUE",
-        help="Change keys of the ablation file (evaluate.limit=50) or training settings of every "
-        "arm (data.size=240).",
+        help=f"Change keys of the {of} file (report.confidence=0.9) or training settings of all "
+        "that it trains (data.size=240).",
     )
     parser.add_argument(
         "--jobs",

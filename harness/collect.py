@@ -5,6 +5,7 @@ are sorted, and nothing depends on when or where a stage ran, except the columns
 ``gpu_hours`` and ``attempt``, and ``provenance``.
 """
 
+import dataclasses
 import json
 import os
 import shutil
@@ -41,7 +42,9 @@ def collect(store: Store, *, command: str | None = None) -> Path | None:
 
     Raises InputError when a finished stage's file is damaged.
     """
-    plan = read_plan(store.plan_file)
+    whole = read_plan(store.plan_file)
+    # Trials of a search are no runs of its comparison; they have a table of their own.
+    plan = dataclasses.replace(whole, runs=[run for run in whole.runs if run.kind != "trial"])
     sweep = load_yaml(store.sweep_file)
     statuses = known_statuses(plan, store)
     done = {stage for stage, status in statuses.items() if status.state == "done"}
@@ -56,14 +59,19 @@ def collect(store: Store, *, command: str | None = None) -> Path | None:
         "questions": _questions(store, runs),
         "curves": _curves(store, plan, done),
         "ladder": _ladder(store, plan, done),
-        "stages": _stages(plan, statuses),
+        "stages": _stages(whole, statuses),
     }
+    search = _search(store)
+    if search:
+        tables["trials"] = pd.DataFrame(search.pop("trials"))
     for name, table in tables.items():
         _write_parquet(table, store.results / f"{name}.parquet")
     configs = {run.arm: run.config for run in reversed(plan.runs) if run.config is not None}
     _write_json(dict(sorted(configs.items())), store.results / "configs.json")
     first_items = _read_jsonl(store.folder(runs[0].stages["evaluate"]) / "items.jsonl")
     document = _sweep(sweep, plan, first_items, _flags(store, sweep, plan, done))
+    if search:
+        document["search"] = search
     document["provenance"] |= {
         "command": command,
         "code": sorted({status.code for status in statuses.values() if status.code}),
@@ -73,6 +81,13 @@ def collect(store: Store, *, command: str | None = None) -> Path | None:
     }
     _write_json(document, store.results / "sweep.json")
     return store.results
+
+
+def _search(store: Store) -> dict[str, Any] | None:
+    """What a search has found, where there was one."""
+    if not store.search_file.exists():
+        return None
+    return json.loads(store.search_file.read_text(encoding="utf-8"))
 
 
 def seconds_by_kind(plan: Plan, statuses: dict[str, Status]) -> dict[str, float]:
@@ -208,7 +223,7 @@ def _stages(plan: Plan, statuses: dict[str, Status]) -> pd.DataFrame:
                 "stage": stage.id,
                 "kind": stage.kind,
                 "arm": arms[0] if len(arms) == 1 else None,
-                "state": status.state,
+                "state": "pruned" if status.pruned else status.state,
                 "seconds": round(status.seconds, 3),
                 "gpu_hours": status.seconds * stage.resources.gpus / 3600,
                 "attempt": status.attempt,

@@ -20,8 +20,8 @@ class Cell:
     """The level of every factor, in factor order."""
     seed: int
     """Seed of the training run."""
-    kind: Literal["cell", "variant"] = "cell"
-    """A cell of the design, or an extra arm beside it."""
+    kind: Literal["cell", "variant", "trial"] = "cell"
+    """A cell of the design, an extra arm beside it, or a trial of a search."""
     overrides: dict[str, Any] = dataclasses.field(default_factory=dict)
     """Dotted settings that make the arm from the recipe."""
 

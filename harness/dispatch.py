@@ -45,17 +45,19 @@ def dispatch(
     retries: int = 2,
     code: str | None = None,
     watch: Callable[[dict[str, State]], None] = lambda states: None,
+    grow: Callable[[dict[str, State]], list[Stage]] = lambda states: [],
 ) -> Outcome:
     """Run what is not done, and return when nothing more can be.
 
     A stage whose process died is tried again up to ``retries`` times; one that failed by itself is
     not. What depends on a failed stage is cancelled, all else goes on. SIGINT or SIGTERM stops
     the running stages, a second one kills them. ``watch`` is called with the states now and then.
+    ``grow`` is asked with the states, time and again, for stages that the plan is to have as well.
 
     Raises InputError when a stage may be running where it cannot be seen, or cannot fit.
     """
     signals = _Signals(executor)
-    dispatcher = _Dispatcher(plan, store, executor, retries, code, signals)
+    dispatcher = _Dispatcher(plan, store, executor, retries, code, signals, grow)
     with signals:
         try:
             while dispatcher.step():
@@ -79,11 +81,12 @@ class _Dispatcher:
         retries: int,
         code: str | None,
         signals: "_Signals",
+        grow: Callable[[dict[str, State]], list[Stage]],
     ) -> None:
         self.states: dict[str, State] = {}
         self.started = 0
         self._plan, self._store, self._executor = plan, store, executor
-        self._retries, self._code, self._signals = retries, code, signals
+        self._retries, self._code, self._signals, self._grow = retries, code, signals, grow
         self._deaths: dict[str, int] = {}
         self._in_flight: set[str] = set()
         self._waiting: list[Stage] = []
@@ -93,6 +96,10 @@ class _Dispatcher:
     def step(self) -> bool:
         """Submit what is ready, take in what ended; False when there is nothing left to do."""
         if not self._signals.stopping:
+            for stage in self._grow(self.states):
+                if stage.id not in self._plan.stages:
+                    self._plan.stages[stage.id] = stage
+                    self._recover(stage)
             self._submit()
         if not self._in_flight:
             if self._waiting and not self._signals.stopping:
@@ -124,8 +131,8 @@ class _Dispatcher:
                 self.states[stage.id] = "running"
                 return
             self._store.event("lost", stage=stage.id, attempt=status.attempt)
-        if status.state == "done":
-            self.states[stage.id] = "done"
+        if status.state == "done" or status.pruned:
+            self.states[stage.id] = status.state
             return
         self.states[stage.id] = "pending"
         self._waiting.append(stage)
@@ -179,7 +186,8 @@ class _Dispatcher:
         stage = self._plan.stages[ended.id]
         status = self._store.status(stage.id)
         self._in_flight.discard(stage.id)
-        if status.state in ("done", "failed") or (status.state == "cancelled" and stopping):
+        final = status.state in ("done", "failed") or status.pruned
+        if final or (status.state == "cancelled" and stopping):
             self.states[stage.id] = status.state
         elif stopping:
             self._end(status, "cancelled", "Cancelled", "stopped with the sweep")

@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 from benchmarks.config import EvaluateConfig
 from harness import design
-from harness.ablation import Ablation, Levels, Resources, train_config
+from harness.ablation import Ablation, Levels, Resources, StageResources, train_config
 from harness.fingerprint import fingerprint_model, fingerprint_questions
 from harness.store import write_atomically
 from observe.config import EMBEDDED, TrainConfig, from_mapping, to_mapping, with_overrides
@@ -63,8 +63,9 @@ class Run:
     """Its id in the result tables."""
     arm: str
     """The arm's name."""
-    kind: Literal["cell", "variant", "base"]
-    """A cell of the design, an extra arm, or the base."""
+    kind: Literal["cell", "variant", "base", "trial"]
+    """A cell of the design, an extra arm, the base, or a trial of a search: trained, and not
+    evaluated."""
     seed: int
     """Seed of the training run (of a base: 0)."""
     levels: Levels
@@ -99,7 +100,7 @@ def make_plan(ablation: Ablation, start: dict[str, Any], source: str) -> Plan:
     """
     cells, variants = design.cells(ablation), design.variants(ablation)
     _check_arms(ablation, cells, source)
-    builder = _Builder(ablation)
+    builder = _Builder(ablation.evaluate, ablation.resources)
     trained = [
         builder.trained(
             cell,
@@ -121,6 +122,18 @@ def make_plan(ablation: Ablation, start: dict[str, Any], source: str) -> Plan:
         runs=builder.bases + trained,
         stages=builder.stages,
     )
+
+
+def training(
+    name: str, config: TrainConfig, resources: StageResources
+) -> tuple[Run, dict[str, Stage]]:
+    """A run that is trained and not evaluated, and the stages it needs."""
+    builder = _Builder({}, resources)
+    cell = design.Cell(arm=name, kind="trial", seed=config.seed, levels={})
+    run = builder.trained(cell, config)
+    stages = {kind: stage for kind, stage in run.stages.items() if kind != "evaluate"}
+    run = dataclasses.replace(run, run=name, stages=stages)
+    return run, {id: builder.stages[id] for id in stages.values()}
 
 
 def _check_arms(ablation: Ablation, cells: list[design.Cell], source: str) -> None:
@@ -156,11 +169,10 @@ def _check_arms(ablation: Ablation, cells: list[design.Cell], source: str) -> No
 class _Builder:
     """Collects stages, each once."""
 
-    def __init__(self, ablation: Ablation) -> None:
+    def __init__(self, evaluate: dict[str, Any], resources: StageResources) -> None:
         self.stages: dict[str, Stage] = {}
         self.bases: list[Run] = []
-        self._evaluate = ablation.evaluate
-        self._resources = ablation.resources
+        self._evaluate, self._resources = evaluate, resources
         self._fingerprints: dict[str, str] = {}
 
     def trained(self, cell: design.Cell, config: TrainConfig) -> Run:

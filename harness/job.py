@@ -61,11 +61,16 @@ class Displaced(BaseException):
     """The job must leave its place, and be started again: its time is up, or others go first."""
 
 
+class Pruned(BaseException):
+    """The job's result is not wanted any more; what it has written stays."""
+
+
 def run(task: Task, *, executor: str, job: str) -> State:
     """Run the stage, write its result and status, and return the state it ended in.
 
     SIGTERM and SIGINT raise Cancelled in the stage, and SIGUSR2 Displaced, after which it is
-    submitted, not running; the stage's own exceptions are recorded (class and message in the
+    submitted, not running. A file ``prune`` in its folder ends it when it next tells its progress:
+    cancelled, of class Pruned. The stage's own exceptions are recorded (class and message in the
     status, trace in ``log.txt``), not raised.
     """
     store = Store(Path(task.directory))
@@ -89,6 +94,9 @@ def run(task: Task, *, executor: str, job: str) -> State:
             interruption.armed = False
             print("told to make room; to be started again", file=sys.stderr)
             state = "submitted"
+        except Pruned:
+            interruption.armed = False
+            state, error = "cancelled", {"class": "Pruned", "message": "ended early by the search"}
         except InputError as cause:
             interruption.armed = False
             print(f"error: {cause}", file=sys.stderr)
@@ -144,6 +152,8 @@ class _LiveStatus:
         """Note how far the stage is."""
         progress = {"done": int(done), "total": int(total), "message": str(message)}
         self._update(progress=progress)
+        if self._store.prune_marker(self._status.stage).exists():
+            raise Pruned
 
     def end(self, state: State, error: dict[str, str] | None) -> None:
         with self._lock:

@@ -1,4 +1,4 @@
-"""A JSON Schema of the ablation file, for editors: ``python -m harness.schema > schema.json``.
+"""JSON Schemas of ablation and search files, for editors: ``python -m harness.schema``.
 
 Made from the dataclasses that read the file, their docstrings included, so that an editor completes
 and explains every key and every setting of the trainer.
@@ -17,9 +17,13 @@ from jsonargparse import ArgumentParser
 
 from benchmarks.config import EvaluateConfig
 from harness.ablation import Ablation, Factor, Levels, Variant
+from harness.search import Confirm, Search
 from observe.config import TrainConfig
 
 Schema = dict[str, Any]
+
+FILES: dict[str, type[Ablation] | type[Search]] = {"ablation": Ablation, "search": Search}
+"""Kind of file -> what it is read as."""
 
 WORD: Schema = {"type": ["string", "integer", "number", "boolean", "null"]}
 """A level's name: any YAML scalar, read as a word."""
@@ -28,14 +32,14 @@ SETTINGS: Schema = {"$ref": "#/$defs/settings"}
 """Settings of the trainer by dotted key."""
 
 
-def ablation_schema() -> Schema:
-    """The JSON Schema (draft 2020-12) of an ablation file."""
+def file_schema(cls: type[Ablation] | type[Search]) -> Schema:
+    """The JSON Schema (draft 2020-12) of an ablation or search file."""
     settings = setting_schemas(TrainConfig)
     del settings["seed"]  # The seed is no setting of an arm.
     return {
         "$schema": "https://json-schema.org/draft/2020-12/schema",
-        "title": "ablation file",
-        **_object(Ablation),
+        "title": f"{cls.__name__.lower()} file",
+        **_object(cls),
         "$defs": {
             "settings": {
                 "type": "object",
@@ -100,13 +104,16 @@ def _object(cls: type) -> Schema:
 
 def _field(cls: type, name: str, kind: Any) -> Schema:
     """A field's schema; those that hold settings list all settings there are."""
-    if (cls, name) in ((Ablation, "set"), (Variant, "set")):
+    if (cls, name) in ((Ablation, "set"), (Variant, "set"), (Search, "set")):
         return SETTINGS
+    if (cls, name) == (Search, "space"):
+        searched = [key for key in setting_schemas(TrainConfig) if key != "seed"]
+        return {**_value(kind), "propertyNames": {"enum": searched}}
     if (cls, name) == (Factor, "levels"):
         return {"type": "object", "additionalProperties": {"anyOf": [SETTINGS, {"type": "null"}]}}
     if (cls, name) == (Factor, "control"):
         return WORD
-    if (cls, name) == (Ablation, "evaluate"):
+    if (cls, name) in ((Ablation, "evaluate"), (Confirm, "evaluate")):
         own = setting_schemas(EvaluateConfig)
         for arms_own in ("prompt", "model"):
             own.pop(arms_own, None)
@@ -118,6 +125,8 @@ def _value(kind: Any) -> Schema:
     """The schema of a type as ``observe.config.from_mapping`` reads it."""
     if dataclasses.is_dataclass(kind):
         return _object(typing.cast(type, kind))
+    if kind is Any:
+        return {}
     if kind == Levels:
         return {"type": "object", "additionalProperties": WORD}
     origin, options = typing.get_origin(kind), typing.get_args(kind)
@@ -134,13 +143,14 @@ def _value(kind: Any) -> Schema:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Print the schema."""
+    """Print a schema."""
     parser = ArgumentParser(
         prog="python -m harness.schema",
-        description="Print a JSON Schema of the ablation file; editors complete and check by it.",
+        description="Print a JSON Schema; editors complete and check the file by it.",
     )
-    parser.parse_args(arguments)
-    print(json.dumps(ablation_schema(), indent=2))
+    parser.add_argument("--of", choices=list(FILES), default="ablation", help="The kind of file.")
+    options = parser.parse_args(arguments)
+    print(json.dumps(file_schema(FILES[options.of]), indent=2))
     return 0
 
 

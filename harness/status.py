@@ -7,7 +7,7 @@ from typing import Any
 
 from jsonargparse import ArgumentParser
 
-from harness import machine, process
+from harness import machine, process, tail
 from harness.cli import run_command
 from harness.estimate import duration, estimate
 from harness.executors import slurm
@@ -102,10 +102,28 @@ def main(arguments: list[str] | None = None) -> int:
     parser = ArgumentParser(prog="python -m harness.status", description="Show how a sweep stands.")
     parser.add_argument("dir", type=str, help="The sweep's folder, e.g. runs/full.")
     parser.add_argument("--json", action="store_true", help="Print everything as JSON.")
+    parser.add_argument(
+        "--run",
+        type=str,
+        default=None,
+        help="Show one run alone: its stages, its last metrics and the end of its log.",
+    )
+    parser.add_argument(
+        "--follow", action="store_true", help="With --run: go on showing what it writes."
+    )
+    parser.add_argument("--lines", type=int, default=20, help="With --run: lines of the log.")
     options = parser.parse_args(arguments)
 
     def command() -> int:
-        status = sweep_status(Store(Path(options.dir)))
+        store = Store(Path(options.dir))
+        if options.run:
+            run = tail.run_of(read_plan(store.plan_file), options.run)
+            print(tail.describe_run(run, store, lines=options.lines), flush=True)
+            for line in tail.follow(run, store) if options.follow else ():
+                print(line, flush=True)
+            done = all(store.status(stage).state == "done" for stage in run.stages.values())
+            return 0 if done else 1
+        status = sweep_status(store)
         print(json.dumps(status, indent=1) if options.json else describe_status(status))
         return 0 if all(stage["state"] == "done" for stage in status["stages"]) else 1
 

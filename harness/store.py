@@ -59,6 +59,11 @@ class Status:
     """Commit of the code that ran it, with ``+dirty`` for uncommitted changes."""
 
     @property
+    def pruned(self) -> bool:
+        """Whether it was ended early, for good."""
+        return self.state == "cancelled" and (self.error or {}).get("class") == "Pruned"
+
+    @property
     def seconds(self) -> float:
         """Seconds worked, over all attempts of the present run."""
         until = self.ended or self.heartbeat
@@ -72,6 +77,7 @@ class Store:
         self.directory = directory
         self.plan_file = directory / "plan.json"
         self.sweep_file = directory / "sweep.yaml"
+        self.search_file = directory / "search.json"
         self.results = directory / "results"
         self.report = directory / "report"
 
@@ -82,6 +88,10 @@ class Store:
     def log(self, stage: str) -> Path:
         """What the stage printed."""
         return self.folder(stage) / "log.txt"
+
+    def prune_marker(self, stage: str) -> Path:
+        """A file that tells the running stage to end: its result is not wanted any more."""
+        return self.folder(stage) / "prune"
 
     def status(self, stage: str) -> Status:
         """The stage's status; pending when it was never submitted.
@@ -175,6 +185,14 @@ class Store:
             return json.loads((self.directory / "launcher.lock").read_text(encoding="utf-8"))
         except (FileNotFoundError, ValueError):
             return None
+
+
+def whole_lines(path: Path) -> list[str]:
+    """The lines of a file that may be growing, without one that is not finished; none if absent."""
+    if not path.exists():
+        return []
+    text = path.read_text(encoding="utf-8", errors="replace")
+    return text[: text.rfind("\n") + 1].splitlines()
 
 
 def write_atomically(path: Path, text: str, *, durable: bool = True) -> None:

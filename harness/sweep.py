@@ -33,7 +33,7 @@ def sweep(options: Namespace, command: str) -> int:
     """Run the command; its exit code. Raises InputError before anything is written."""
     began = time.monotonic()
     cli.check_numbers(options.jobs, options.retries)
-    profile = _profile(options)
+    profile = profile_of(options)
     overrides = cli.overrides_of(options.seeds, options.set)
     ablation, start = load_ablation(Path(options.file), overrides)
     plan = make_plan(ablation, start, options.file)
@@ -45,14 +45,15 @@ def sweep(options: Namespace, command: str) -> int:
     print(describe(plan, ablation, store, jobs=options.jobs, where=where), flush=True)
     if options.dry_run:
         return 0
-    executor = _executor(options, profile)
+    executor = executor_of(options, profile)
     with store.launcher():
         outcome = _run(options, executor, ablation, plan, store)
-        report_s = _report(plan, store, outcome, command)
-    return _summary(plan, store, outcome, time.monotonic() - began, report_s)
+        report_s = report(plan, store, outcome, command)
+    return summary(plan, store, outcome, time.monotonic() - began, report_s)
 
 
-def _profile(options: Namespace) -> Profile:
+def profile_of(options: Namespace) -> Profile:
+    """What --profile names. Raises InputError."""
     if options.profile is None:
         return Profile()
     if options.executor != "slurm":
@@ -60,7 +61,8 @@ def _profile(options: Namespace) -> Profile:
     return load_profile(Path(options.profile))
 
 
-def _executor(options: Namespace, profile: Profile) -> Executor:
+def executor_of(options: Namespace, profile: Profile) -> Executor:
+    """What --executor names."""
     if options.executor == "inline":
         return InlineExecutor()
     if options.executor == "slurm":
@@ -87,7 +89,7 @@ def _run(
         watch.close()
 
 
-def _report(plan: Plan, store: Store, outcome: Outcome, command: str) -> float | None:
+def report(plan: Plan, store: Store, outcome: Outcome, command: str) -> float | None:
     """Tables and report, in processes of their own; seconds, or None when there was nothing to do.
 
     What goes wrong there is said there, on stderr; the summary misses the report.
@@ -118,7 +120,7 @@ def _quietly(module: str, *arguments: str) -> int:
     return subprocess.run(command, stdout=subprocess.DEVNULL, check=False).returncode
 
 
-def _summary(
+def summary(
     plan: Plan, store: Store, outcome: Outcome, wall_s: float, report_s: float | None
 ) -> int:
     """Print what there is and what is missing; the exit code."""
@@ -154,13 +156,8 @@ def _summary(
     return 0 if outcome.complete else 1
 
 
-def main(arguments: list[str] | None = None) -> int:
-    """Exit code 0 when all is done, 1 when something failed or is missing, 2 for bad input."""
-    parser = ArgumentParser(
-        prog="python -m harness.sweep",
-        description="Plan an ablation, run what is not done, report. Run it again to go on.",
-    )
-    cli.add_ablation_arguments(parser)
+def add_executor_arguments(parser: ArgumentParser) -> None:
+    """--executor, --profile, --retries and --dry_run."""
     parser.add_argument(
         "--executor",
         choices=["local", "inline", "slurm"],
@@ -182,6 +179,16 @@ def main(arguments: list[str] | None = None) -> int:
         help="How often a stage is tried again whose process was killed (out of memory, ...).",
     )
     parser.add_argument("--dry_run", action="store_true", help="Print the plan, run nothing.")
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Exit code 0 when all is done, 1 when something failed or is missing, 2 for bad input."""
+    parser = ArgumentParser(
+        prog="python -m harness.sweep",
+        description="Plan an ablation, run what is not done, report. Run it again to go on.",
+    )
+    cli.add_ablation_arguments(parser)
+    add_executor_arguments(parser)
     options = parser.parse_args(arguments)
     given = sys.argv[1:] if arguments is None else arguments
     command = "python -m harness.sweep " + shlex.join(given)

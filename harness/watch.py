@@ -43,6 +43,8 @@ class Watch:
         now = time.monotonic()
         if now < self._next and not (complete and finished != self._finished):
             return
+        if len(self._plan.stages) > len(self._known):
+            self._arms, self._known = arms_of(self._plan), known_statuses(self._plan, self._store)
         self._finished = finished
         statuses = self._statuses(states)
         left = estimate(self._plan, statuses, cores=self._cores, jobs=self._jobs).seconds

@@ -14,6 +14,7 @@ from reports.analysis import Row
 from reports.configs import differing_keys, flatten, variant_role
 from reports.figures import curves, forest
 from reports.figures.ladder import ladder
+from reports.figures.search import search
 from reports.figures.style import Drawing
 from reports.samples import samples
 from reports.tables import Tables
@@ -102,6 +103,7 @@ def document(tables: Tables, results: Row) -> Document:
         "curves": curves.by_arm(tables),
         "levels": curves.by_level(tables, results["confidence"]),
         "ladder": ladder(tables),
+        "search": search(tables),
     }
     context = {
         "tables": tables,

@@ -22,6 +22,7 @@ COLUMNS = {
     "curves": ["run", "step", "metric", "value"],
     "ladder": ["question", "order_index", "difficulty", "complexity", "family", "level"],
     "stages": ["stage", "kind", "arm", "state", "seconds"],
+    "trials": ["trial", "state"],
 }
 """The columns without which a table cannot be used; others are read when they are there."""
 
@@ -69,6 +70,8 @@ class Tables:
     curves: pd.DataFrame | None = None
     ladder: pd.DataFrame | None = None
     stages: pd.DataFrame | None = None
+    trials: pd.DataFrame | None = None
+    """One row per trial of a search; the search itself is `sweep["search"]`."""
     configs: dict[str, Any] = field(default_factory=dict)
 
     @property
@@ -133,7 +136,7 @@ def read_tables(directory: Path) -> Tables:
         )
     optional = {
         name: _read_parquet(folder / f"{name}.parquet", COLUMNS[name])
-        for name in ("responses", "questions", "curves", "ladder", "stages")
+        for name in ("responses", "questions", "curves", "ladder", "stages", "trials")
         if (folder / f"{name}.parquet").exists()
     }
     configs = folder / "configs.json"

@@ -5,6 +5,7 @@ What a stage does stands in its config under ``do``; every start leaves a line i
 
 import json
 import logging
+import math
 import os
 import signal
 import subprocess
@@ -17,6 +18,9 @@ from typing import Any
 from observe.errors import InputError
 
 Progress = Callable[[int, int, str], None]
+
+LR = 1e-6
+"""The trainer's default learning rate; skill grows with it."""
 
 
 def stage(
@@ -115,22 +119,25 @@ def train(
     skill = (
         0.5 + 0.2 * (config["prompt"] == "observe") + 0.1 * (config["data"]["order"] != "shuffled")
     )
-    skill += 0.01 * (seed % 7)
+    skill += 0.01 * (seed % 7) + 0.05 * math.log10(config["optim"]["lr"] / LR)
     (out / "checkpoint").mkdir(exist_ok=True)
     (out / "checkpoint" / "skill.json").write_text(json.dumps(skill))
-    rows = [
-        {
-            "step": step,
-            "samples": 8 * step,
-            "num_tokens": 100 * step,
-            "reward": skill * step / 4,
-            "note": "text",
-            "timing_s/step": time.time() % 1,
-        }
-        for step in range(1, 5)
-    ]
-    _write(out / "metrics.jsonl", rows)
-    _work(progress)
+    rows = []
+    for step in range(1, 5):
+        rows.append(
+            {
+                "step": step,
+                "samples": 8 * step,
+                "num_tokens": 100 * step,
+                "reward": skill * step / 4,
+                "length": 100 * config["optim"]["lr"] ** 0.5,
+                "note": "text",
+                "timing_s/step": time.time() % 1,
+            }
+        )
+        _write(out / "metrics.jsonl", rows)
+        progress(step, 4, "working")
+        time.sleep(float(os.environ.get("FAKE_STEP_S", "0")))
     return {
         "steps": 4,
         "seconds": time.time() % 1,

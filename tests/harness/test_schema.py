@@ -9,23 +9,41 @@ from typing import Any
 import jsonschema
 import pytest
 
-from harness.ablation import load_ablation
-from harness.schema import ablation_schema
+from harness.ablation import Ablation, load_ablation
+from harness.schema import file_schema
+from harness.search import Search
 from observe.config import load_yaml, with_overrides
 from observe.errors import InputError
 
 ROOT = Path(__file__).parents[2]
-SCHEMA = ablation_schema()
+SCHEMA = file_schema(Ablation)
+SEARCH = file_schema(Search)
 
 
-def is_valid(document: Any) -> bool:
-    return jsonschema.Draft202012Validator(SCHEMA).is_valid(document)
+def is_valid(document: Any, schema: dict[str, Any] = SCHEMA) -> bool:
+    return jsonschema.Draft202012Validator(schema).is_valid(document)
 
 
 @pytest.mark.parametrize("file", sorted((ROOT / "ablations").glob("*.yaml")), ids=lambda p: p.stem)
-def test_the_shipped_ablation_files_are_valid(file: Path) -> None:
-    jsonschema.Draft202012Validator.check_schema(SCHEMA)
-    assert is_valid(load_yaml(file))
+def test_the_shipped_files_are_valid(file: Path) -> None:
+    schema = SEARCH if file.stem == "search" else SCHEMA
+    jsonschema.Draft202012Validator.check_schema(schema)
+    assert is_valid(load_yaml(file), schema)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"trails": 3},
+        {"space": {"optim.rate": {"low": 0.1, "high": 1.0}}},
+        {"space": {"optim.lr": {"lowest": 0.1, "high": 1.0}}},
+        {"objectives": [{"metric": "reward", "direction": "up"}]},
+        {"confirm": {"evaluate": {"prompt": "think"}}},
+    ],
+    ids=lambda change: next(iter(change)),
+)
+def test_a_wrong_search_file_is_refused(change: dict[str, Any]) -> None:
+    assert not is_valid({**load_yaml(ROOT / "ablations" / "search.yaml"), **change}, SEARCH)
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,223 @@
+"""A search from end to end, on fake stages whose skill grows with the learning rate."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import optuna
+import pandas as pd
+import pytest
+
+from harness.search import load_search
+from harness.store import Store, write_yaml
+from observe.config import with_overrides
+from observe.errors import InputError
+
+ROOT = Path(__file__).parents[2]
+COMMAND = [sys.executable, str(Path(__file__).parent / "fake_search.py"), "search.yaml"]
+
+SEARCH: dict[str, Any] = {
+    "name": "found",
+    "recipe": "recipe.yaml",
+    "set": {"optim.lr": 1e-5, "reward.bonus.weight": 0.1},
+    "space": {
+        "optim.lr": {"low": 1e-6, "high": 1e-3, "log": True},
+        "reward.bonus.weight": {"low": 0.0, "high": 0.5, "step": 0.1},
+        "rollout.group_size": {"low": 2, "high": 8},
+        "data.order": {"choices": ["shuffled", "ladder"]},
+    },
+    "objectives": [{"metric": "reward"}],
+    "trials": 12,
+    "startup_trials": 4,
+    "confirm": {"seeds": [7, 8], "evaluate": {"suites": ["reasoning", "general"]}},
+}
+
+
+def write_search(folder: Path, changes: dict[str, Any] | None = None) -> Path:
+    recipe, file = folder / "recipe.yaml", folder / "search.yaml"
+    recipe.write_text("data: {size: 48}\nrollout: {group_size: 4}\n", encoding="utf-8")
+    write_yaml(file, with_overrides(SEARCH, changes or {}))
+    return file
+
+
+def launch(folder: Path, *arguments: str, step_s: float = 0.0) -> "subprocess.Popen[str]":
+    return subprocess.Popen(
+        [*COMMAND, *arguments],
+        cwd=folder,
+        env={**os.environ, "PYTHONPATH": str(ROOT), "FAKE_STEP_S": str(step_s)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+    )
+
+
+def finish(folder: Path, *arguments: str, step_s: float = 0.0) -> tuple[int, str]:
+    process = launch(folder, *arguments, step_s=step_s)
+    output, _ = process.communicate(timeout=200)
+    return process.returncode, output
+
+
+def trials_of(folder: Path) -> list[dict[str, Any]]:
+    return json.loads((folder / "runs/found/search.json").read_text())["trials"]
+
+
+def starts(folder: Path, kind: str) -> list[int]:
+    """Starts of each stage of a kind."""
+    files = (folder / "runs/found/stages").glob(f"{kind}-*/starts")
+    return [len(file.read_text().splitlines()) for file in files]
+
+
+def test_a_search_killed_in_the_middle_goes_on_and_ends_in_a_comparison(tmp_path: Path) -> None:
+    write_search(tmp_path)
+    process = launch(tmp_path, "--jobs", "2", step_s=0.2)
+    deadline = time.monotonic() + 60
+    found = tmp_path / "runs/found/search.json"
+    while not (found.exists() and sum(t["state"] == "complete" for t in trials_of(tmp_path)) >= 4):
+        assert time.monotonic() < deadline and process.poll() is None
+        time.sleep(0.05)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.communicate()
+    known = [trial for trial in trials_of(tmp_path) if trial["state"] == "complete"]
+
+    code, output = finish(tmp_path, "--jobs", "2")
+    assert code == 0, output
+    trials = trials_of(tmp_path)
+    assert len(trials) == 12 and {trial["state"] for trial in trials} == {"complete"}
+    assert [trials[trial["trial"]] for trial in known] == known
+    # The base and the ladder are shared by all trials and by the comparison.
+    assert starts(tmp_path, "base") == [1]
+    assert sum(starts(tmp_path, "train")) <= 12 + 4 + 2, "two at most were under way"
+    assert all(2 <= trial["setting/rollout.group_size"] <= 8 for trial in trials)
+    assert isinstance(trials[0]["setting/rollout.group_size"], int)
+
+    results = tmp_path / "runs/found/results"
+    runs = pd.read_parquet(results / "runs.parquet")
+    assert sorted(runs["run"]) == [
+        *("base/think", "control/seed7", "control/seed8", "winner/seed7", "winner/seed8"),
+    ]
+    table = pd.read_parquet(results / "trials.parquet")
+    best = table.loc[table["objective/reward"].idxmax()]
+    configs = json.loads((results / "configs.json").read_text())
+    assert configs["winner"]["optim"]["lr"] == best["setting/optim.lr"] > 1e-5
+    report = json.loads((tmp_path / "runs/found/report/results.json").read_text())
+    (effect,) = [row for row in report["effects"] if row["suite"] == "all"]
+    assert (effect["factor"], effect["level"], effect["against"]) == (
+        "winner",
+        "winner",
+        "default",
+    )
+    assert "The search" in (tmp_path / "runs/found/report/index.html").read_text()
+
+    again, output = finish(tmp_path)
+    assert again == 0 and "0 stages started" in output
+
+
+def test_the_default_is_the_first_trial_and_cannot_win(tmp_path: Path) -> None:
+    write_search(tmp_path, {"trials": 3, "space": {"optim.lr": {"low": 1e-7, "high": 1e-5}}})
+    assert finish(tmp_path, "--executor", "inline")[0] == 0
+    trials = trials_of(tmp_path)
+    assert trials[0]["setting/optim.lr"] == 1e-5, "the best there is in this space"
+    configs = json.loads((tmp_path / "runs/found/results/configs.json").read_text())
+    assert configs["winner"]["optim"]["lr"] == max(t["setting/optim.lr"] for t in trials[1:])
+
+
+def test_trials_below_the_median_are_ended_early(tmp_path: Path) -> None:
+    changes = {"pruner": "median", "startup_trials": 2, "warmup_steps": 1, "sampler": "random"}
+    write_search(tmp_path, {**changes, "trials": 8})
+    code, output = finish(tmp_path, "--jobs", "2", step_s=0.6)
+    assert code == 0, output
+    early = [trial for trial in trials_of(tmp_path) if trial["state"] == "pruned"]
+    assert early and all(trial["last_step"] < 4 for trial in early)
+    stages = pd.read_parquet(tmp_path / "runs/found/results/stages.parquet")
+    assert (stages["state"] == "pruned").sum() == len(early)
+    report = json.loads((tmp_path / "runs/found/report/results.json").read_text())
+    assert [row["ok"] for row in report["validity"] if row["check"] == "no stage failed"] == [True]
+
+
+def test_two_objectives_take_the_best_in_the_first_that_none_beats(tmp_path: Path) -> None:
+    objectives = [{"metric": "reward"}, {"metric": "length", "direction": "minimize"}]
+    write_search(tmp_path, {"objectives": objectives, "trials": 5})
+    assert finish(tmp_path, "--executor", "inline")[0] == 0
+    trials = pd.DataFrame(trials_of(tmp_path))
+    configs = json.loads((tmp_path / "runs/found/results/configs.json").read_text())
+    best = trials.iloc[1:].sort_values("objective/reward").iloc[-1]
+    assert configs["winner"]["optim"]["lr"] == best["setting/optim.lr"]
+
+
+def test_trials_are_kept_in_any_database(tmp_path: Path) -> None:
+    write_search(tmp_path, {"trials": 2})
+    url = f"sqlite:///{tmp_path}/trials.db"
+    assert finish(tmp_path, "--executor", "inline", "--storage", url)[0] == 0
+    study = optuna.load_study(study_name="found", storage=url)
+    assert [trial.state.name for trial in study.trials] == ["COMPLETE", "COMPLETE"]
+    assert not (tmp_path / "runs/found/study.log").exists()
+
+
+def test_more_trials_go_on_and_another_space_is_refused(tmp_path: Path) -> None:
+    write_search(tmp_path, {"trials": 2})
+    assert finish(tmp_path, "--executor", "inline")[0] == 0
+    assert finish(tmp_path, "--executor", "inline", "--set", "trials=4")[0] == 0
+    assert len(trials_of(tmp_path)) == 4
+    write_search(tmp_path, {"trials": 4, "space": {"optim.lr": {"low": 1e-6, "high": 1e-2}}})
+    code, output = finish(tmp_path, "--executor", "inline")
+    assert code == 2 and "another space" in output
+
+
+def test_a_base_that_fails_costs_no_trial(tmp_path: Path) -> None:
+    write_search(tmp_path, {"trials": 2})
+    (tmp_path / "break").write_text("base")
+    code, output = finish(tmp_path, "--executor", "inline")
+    assert code == 1 and "config.json: missing" in output
+    (tmp_path / "break").unlink()
+    assert finish(tmp_path, "--executor", "inline")[0] == 0
+    assert [trial["state"] for trial in trials_of(tmp_path)] == ["complete", "complete"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"space": {}}, "space: no setting"),
+        ({"space": {"optim.rate": {"low": 0.0, "high": 1.0}}}, "optim.rate"),
+        ({"space": {"optim.lr": {"low": 1.0, "high": 0.1}}}, "space.optim.lr: expected low"),
+        ({"space": {"optim.lr": {"low": 0.0, "high": 0.1, "log": True}}}, "low > 0"),
+        ({"space": {"data.order": {"choices": ["ladder"]}}}, "two or more"),
+        ({"space": {"data.order": {"choices": ["ladder", "up"]}}}, "data.order"),
+        ({"pruner": "median", "objectives": [{"metric": "a"}, {"metric": "b"}]}, "pruner"),
+        ({"sampler": "cmaes", "objectives": [{"metric": "a"}, {"metric": "b"}]}, "sampler"),
+        ({"confirm": {"seeds": [0]}}, "confirm.seeds"),
+        ({"trials": 0}, "trials"),
+    ],
+)
+def test_a_search_that_makes_no_sense_is_refused(
+    tmp_path: Path, changes: dict[str, Any], message: str
+) -> None:
+    file = write_search(tmp_path)
+    write_yaml(file, {**SEARCH, **changes})
+    with pytest.raises(InputError, match=message):
+        load_search(file, {})
+
+
+def test_a_metric_that_is_not_recorded_is_named(tmp_path: Path) -> None:
+    write_search(tmp_path, {"trials": 2, "objectives": [{"metric": "eval/accuracy"}]})
+    code, output = finish(tmp_path, "--executor", "inline")
+    assert code == 2 and "no training recorded 'eval/accuracy'" in output and "reward" in output
+
+
+def test_the_store_of_a_search_is_one_of_a_sweep(tmp_path: Path) -> None:
+    write_search(tmp_path, {"trials": 2})
+    assert finish(tmp_path, "--executor", "inline")[0] == 0
+    store = Store(tmp_path / "runs/found")
+    told = subprocess.run(
+        [sys.executable, "-m", "harness.status", str(store.directory)],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert "train     6 done" in told.stdout
