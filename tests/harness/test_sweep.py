@@ -149,6 +149,7 @@ def test_the_command_reports_what_there_is_names_what_failed_and_goes_on(tmp_pat
     assert len(failed) == 1
     assert f"failed: {failed[0]} (curriculum+bonus/seed0): ValueError: broken" in said
     assert f"see {Path('runs/small/stages') / failed[0] / 'log.txt'}" in said
+    assert "  | ValueError: broken\n" in said, "the end of its log"
     assert "missing: curriculum+bonus/seed0; run the same command again" in said
     assert (store.report / "index.html").exists()
     sweep = json.loads((store.results / "sweep.json").read_text())
