@@ -8,10 +8,10 @@ from pathlib import Path
 
 from jsonargparse import ArgumentParser
 
-from harness import process
+from harness import detach, process
 from harness.cli import run_command
 from harness.executors import slurm
-from harness.graph import read_plan
+from harness.graph import Plan, read_plan
 from harness.store import Status, Store
 
 WAIT_S = 30.0
@@ -24,14 +24,11 @@ def cancel(store: Store, *, gone: bool = False) -> list[str]:
     up stages on machines that cannot be seen from here. Raises InputError when there is no sweep.
     """
     plan = read_plan(store.plan_file)
-    launcher = store.launcher_process()
-    before = {stage: store.status(stage) for stage in plan.stages}
-    active = [s for s, status in before.items() if status.state in ("submitted", "running")]
     deadline = time.monotonic() + WAIT_S
-    if launcher and process.liveness(launcher) == "alive":
-        os.kill(launcher["pid"], signal.SIGTERM)
-        while process.liveness(launcher) == "alive" and time.monotonic() < deadline:
-            time.sleep(0.1)
+    active = _active(plan, store)
+    detach.stop(store, deadline)
+    active |= _active(plan, store)  # What the launcher sent with its last breath.
+    before = {stage: store.status(stage) for stage in active}
     sent = [before[stage] for stage in active if before[stage].executor == "slurm"]
     if sent:
         slurm.cancel_sweep(store.directory, sent)
@@ -51,6 +48,12 @@ def cancel(store: Store, *, gone: bool = False) -> list[str]:
         if status.state == "cancelled":
             stopped.append(stage)
     return stopped
+
+
+def _active(plan: Plan, store: Store) -> dict[str, None]:
+    """The stages that wait or run, in the plan's order."""
+    states = {stage: store.status(stage).state for stage in plan.stages}
+    return {stage: None for stage, state in states.items() if state in ("submitted", "running")}
 
 
 def _stop(status: Status, deadline: float) -> None:
@@ -91,10 +94,14 @@ def main(arguments: list[str] | None = None) -> int:
         store = Store(Path(options.dir))
         stopped = cancel(store, gone=options.gone)
         print(f"stopped {len(stopped)} stages" + "".join(f"\n  {stage}" for stage in stopped))
-        plan = read_plan(store.plan_file)
-        left = [s for s in plan.stages if store.status(s).state in ("submitted", "running")]
+        left = _active(read_plan(store.plan_file), store)
         for stage in left:
             print(f"still running, or not to be seen from here: {stage}")
+        launcher = detach.launcher_of(store)
+        gone = launcher.state == "unknown" and options.gone
+        if launcher.state in ("queued", "alive", "unknown") and not gone:
+            print(f"still there, or not to be seen from here: the launcher, {launcher.where}")
+            return 1
         return 1 if left else 0
 
     return run_command(command)

@@ -2,15 +2,20 @@
 
 import sys
 from collections.abc import Callable
+from pathlib import Path
 
 from jsonargparse import ArgumentParser
 
 from harness.ablation import parse_override
+from harness.store import UNWRITABLE, unwritable
 from observe.errors import InputError
 
 
 def run_command(command: Callable[[], int]) -> int:
-    """Run a command and return its exit code; bad input is said in one line, with code 2."""
+    """Run a command and return its exit code.
+
+    Bad input, and a file system that takes no more, are said in one line, with code 2.
+    """
     try:
         return command()
     except InputError as error:
@@ -22,6 +27,11 @@ def run_command(command: Callable[[], int]) -> int:
     except BrokenPipeError:  # The reader of a pipe has seen enough.
         sys.stderr.close()
         return 0
+    except OSError as error:
+        if error.errno not in UNWRITABLE:
+            raise
+        print(f"error: {unwritable(error, Path(error.filename or '.'))}", file=sys.stderr)
+        return 2
 
 
 def add_ablation_arguments(parser: ArgumentParser, *, search: bool = False) -> None:

@@ -44,20 +44,23 @@ def dispatch(
     *,
     retries: int = 2,
     code: str | None = None,
+    source: str | None = None,
+    stop_on: tuple[signal.Signals, ...] = (signal.SIGINT, signal.SIGTERM),
     watch: Callable[[dict[str, State]], None] = lambda states: None,
     grow: Callable[[dict[str, State]], list[Stage]] = lambda states: [],
 ) -> Outcome:
     """Run what is not done, and return when nothing more can be.
 
     A stage whose process died is tried again up to ``retries`` times; one that failed by itself is
-    not. What depends on a failed stage is cancelled, all else goes on. SIGINT or SIGTERM stops
-    the running stages, a second one kills them. ``watch`` is called with the states now and then.
-    ``grow`` is asked with the states, time and again, for stages that the plan is to have as well.
+    not. What depends on a failed stage is cancelled, all else goes on. A signal of ``stop_on``
+    stops the running stages, a second one kills them. ``watch`` is called with the states now and
+    then; ``grow`` is asked with them, time and again, for stages that the plan is to have as well.
+    ``code`` is the commit, ``source`` the folder that jobs elsewhere run it from.
 
     Raises InputError when a stage may be running where it cannot be seen, or cannot fit.
     """
-    signals = _Signals(executor)
-    dispatcher = _Dispatcher(plan, store, executor, retries, code, signals, grow)
+    signals = _Signals(executor, stop_on)
+    dispatcher = _Dispatcher(plan, store, executor, retries, code, source, signals, grow)
     with signals:
         try:
             while dispatcher.step():
@@ -80,13 +83,15 @@ class _Dispatcher:
         executor: Executor,
         retries: int,
         code: str | None,
+        source: str | None,
         signals: "_Signals",
         grow: Callable[[dict[str, State]], list[Stage]],
     ) -> None:
         self.states: dict[str, State] = {}
         self.started = 0
         self._plan, self._store, self._executor = plan, store, executor
-        self._retries, self._code, self._signals, self._grow = retries, code, signals, grow
+        self._retries, self._signals, self._grow = retries, signals, grow
+        self._code, self._source = code, source
         self._deaths: dict[str, int] = {}
         self._in_flight: set[str] = set()
         self._waiting: list[Stage] = []
@@ -153,9 +158,7 @@ class _Dispatcher:
                 self._start(stage, task, status)
 
     def _start(self, stage: Stage, task: Task, before: Status) -> None:
-        folder = self._store.folder(stage.id)
-        folder.mkdir(parents=True, exist_ok=True)
-        write_yaml(folder / "config.yaml", stage.config)
+        write_yaml(self._store.folder(stage.id) / "config.yaml", stage.config)
         self._store.write_status(
             Status(
                 stage=stage.id,
@@ -201,7 +204,6 @@ class _Dispatcher:
 
     def _end(self, status: Status, state: State, error: str, message: str) -> None:
         """Write the status of a stage that cannot do it itself."""
-        self._store.folder(status.stage).mkdir(parents=True, exist_ok=True)
         self._store.write_status(
             dataclasses.replace(
                 status,
@@ -226,21 +228,23 @@ class _Dispatcher:
             mem_gb=stage.resources.mem_gb,
             hours=stage.resources.hours,
             code=self._code,
+            source=self._source,
         )
 
 
 class _Signals:
-    """Counts SIGINT and SIGTERM, and passes them on to the executor."""
+    """Counts signals that say stop, and passes them on to the executor."""
 
-    def __init__(self, executor: Executor) -> None:
+    def __init__(self, executor: Executor, numbers: tuple[signal.Signals, ...]) -> None:
         self.count = 0
+        self._numbers = numbers
         self._executor = executor
         self._passed = 0
         self._since = 0.0
         self._previous: dict[int, Any] = {}
 
     def __enter__(self) -> "_Signals":
-        for number in (signal.SIGINT, signal.SIGTERM):
+        for number in self._numbers:
             self._previous[number] = signal.signal(number, self._note)
         return self
 

@@ -9,7 +9,9 @@ from jsonargparse import ArgumentParser
 
 from harness import process
 from harness.cli import run_command
+from harness.executors.slurm_array import elements
 from harness.graph import Plan, read_plan
+from harness.launch import read_launch
 from harness.store import Status, Store
 from observe.errors import InputError
 
@@ -33,9 +35,10 @@ def find_waste(store: Store, *, models: bool) -> list[Waste]:
     """What can be deleted without any finished result being lost or made again.
 
     Stages that the plan does not know (of an earlier version of the question), the optimizer state
-    of finished trainings, parts of files that a killed process left. ``models`` adds the trained
-    models whose evaluations are all done: a new evaluation would have to train them again. What
-    may still be written to is left alone. Raises InputError when there is no sweep.
+    of finished trainings, parts of files that a killed process left, copies of the code that no job
+    runs from any more. ``models`` adds the trained models whose evaluations are all done: a new
+    evaluation would have to train them again. What may still be written to is left alone. Raises
+    InputError when there is no sweep.
     """
     plan = read_plan(store.plan_file)
     found: list[Waste] = []
@@ -60,7 +63,27 @@ def find_waste(store: Store, *, models: bool) -> list[Waste]:
                 found.append(_waste(checkpoint, "trained and evaluated"))
             elif (checkpoint / RESUME_ONLY).exists():
                 found.append(_waste(checkpoint / RESUME_ONLY, "trained to the end"))
-    return found
+    return found + _old_code(store)
+
+
+def _old_code(store: Store) -> list[Waste]:
+    """Copies of the code but the last launch's, and those of jobs that wait or run."""
+    copies = [path for path in sorted((store.directory / "code").glob("*")) if path.is_dir()]
+    if not copies:
+        return []
+    try:
+        needed = {read_launch(store).source}
+        for (stage, attempt), element in elements(store.directory).items():
+            status = store.status(stage)
+            if status.attempt == attempt and status.state in ("submitted", "running"):
+                needed.add(element.task.source)
+    except InputError:  # As above.
+        return []
+    return [
+        _waste(copy, "code that no job runs from")
+        for copy in copies
+        if str(copy.resolve()) not in needed
+    ]
 
 
 def delete(waste: Waste) -> None:

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from harness import process
-from harness.store import State, Store
+from harness.store import UNWRITABLE, State, Store, Unwritable, writing
 from observe.errors import InputError
 
 HEARTBEAT_S = 5.0
@@ -51,6 +51,8 @@ class Task:
     """Expected hours."""
     code: str | None = None
     """Commit of the code."""
+    source: str | None = None
+    """Folder of the code for executors that run it elsewhere, later; None: the launcher's own."""
 
 
 class Cancelled(BaseException):
@@ -71,7 +73,8 @@ def run(task: Task, *, executor: str, job: str) -> State:
     SIGTERM and SIGINT raise Cancelled in the stage, and SIGUSR2 Displaced, after which it is
     submitted, not running. A file ``prune`` in its folder ends it when it next tells its progress:
     cancelled, of class Pruned. The stage's own exceptions are recorded (class and message in the
-    status, trace in ``log.txt``), not raised.
+    status, trace in ``log.txt``), not raised. Raises Unwritable or OSError where none of this can
+    be written.
     """
     store = Store(Path(task.directory))
     if store.status(task.id).attempt != task.attempt:
@@ -117,7 +120,8 @@ def _call(task: Task, store: Store, progress: Callable[[int, int, str], None]) -
     if torch := sys.modules.get("torch"):
         torch.set_num_threads(task.cpus)
     inputs = {role: store.folder(stage) for role, stage in task.inputs.items()}
-    return function(task.config, store.folder(task.id), inputs, progress)
+    with writing(store.folder(task.id), only=UNWRITABLE):
+        return function(task.config, store.folder(task.id), inputs, progress)
 
 
 class _LiveStatus:
@@ -185,7 +189,10 @@ class _LiveStatus:
             self._status = dataclasses.replace(self._status, heartbeat=now, **changes)
             if self._status.state == "running" and now - self._written >= PROGRESS_S:
                 self._written = now
-                self._store.write_status(self._status, durable=False)
+                # A disk that is full for a moment must not end the stage; the next sign of life
+                # says it all.
+                with contextlib.suppress(Unwritable):
+                    self._store.write_status(self._status, durable=False)
 
 
 @contextlib.contextmanager

@@ -47,12 +47,10 @@ def describe(
     variants = [run for run in plan.runs if run.kind == "variant"]
     bases = [run for run in plan.runs if run.kind == "base"]
     seeds = len(ablation.seeds)
-    arms = list(dict.fromkeys(run.arm for run in cells))
     reference = next(run for run in cells if run.arm == plan.reference_arm)
     lines = [
         f"{plan.name}: {ablation.design} over {', '.join(ablation.factors)}",
-        f"  {len(arms)} arms x {seeds} seed{'s' * (seeds > 1)} + {len(variants)} variant runs"
-        f" + {len(bases)} evaluations of the untrained base",
+        f"  {_counts(cells, variants, bases, seeds)}",
         f"  recipe {ablation.recipe}, reference {plan.reference_arm}",
         "",
         "arms, as differences from the reference:",
@@ -69,6 +67,22 @@ def describe(
         lines.append(f"  {run.arm:<{width}}  {_difference(run, reference)}{state}")
     lines += [*_confounding(ablation, plan), "", *_stages(plan, done, cost, where)]
     return "\n".join(lines)
+
+
+def _counts(cells: list[Run], variants: list[Run], bases: list[Run], seeds: int) -> str:
+    """How the numbers of trainings and evaluations come about."""
+    arms, trained = len({run.arm for run in cells}), len(cells) + len(variants)
+    words = f"{_number(arms, 'arm')} x {_number(seeds, 'seed')}"
+    if variants:
+        words += f" + {_number(len(variants), 'variant run')}"
+    return (
+        f"{words} = {_number(trained, 'training')}; {trained + len(bases)} evaluations, with the"
+        f" untrained base under {_number(len(bases), 'prompt')}"
+    )
+
+
+def _number(count: int, noun: str) -> str:
+    return f"{count} {noun}{'s' * (count != 1)}"
 
 
 def _confounding(ablation: Ablation, plan: Plan) -> list[str]:

@@ -8,6 +8,26 @@ from observe.errors import InputError
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class LauncherJob:
+    """The job of ``--detach``: one core that sends the stages' jobs and writes the report."""
+
+    partition: str | None = None
+    """Partition; None: that of the stages."""
+    hours: float = 24.0
+    """Time limit, at most the profile's max_minutes. A launcher that reaches it is queued again and
+    goes on."""
+    mem_gb: float = 4.0
+    """Memory in gigabytes, mostly for the report."""
+    sbatch: dict[str, str | int | bool] = dataclasses.field(default_factory=dict)
+    """Any other parameters of sbatch; the profile's own are for stages."""
+
+    def __post_init__(self) -> None:
+        for name in ("hours", "mem_gb"):
+            if (number := getattr(self, name)) <= 0:
+                raise InputError(f"launcher.{name}: expected more than 0, got {number}")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Profile:
     """How stages become Slurm jobs. Cores, memory, GPUs and hours come from the ablation file."""
 
@@ -45,6 +65,8 @@ class Profile:
     """How often a job is queued again (time limit, pre-emption) until its stage has failed."""
     poll_seconds: float = 5.0
     """How often Slurm is asked for states, in seconds."""
+    launcher: LauncherJob = dataclasses.field(default_factory=LauncherJob)
+    """The job of --detach."""
 
     def __post_init__(self) -> None:
         least = {"max_submitted": 1, "max_running": 1, "min_minutes": 1, "warn_seconds": 1}
@@ -63,6 +85,10 @@ class Profile:
         """The time limit in minutes of a stage that is expected to take so many hours."""
         minutes = max(self.min_minutes, round(hours * 60 * self.time_limit_factor))
         return min(minutes, self.max_minutes or minutes)
+
+    def warning(self, minutes: int) -> int:
+        """How many seconds before a time limit of so many minutes a job is told to stop."""
+        return min(self.warn_seconds, minutes * 60 // 5)
 
 
 def load_profile(path: Path) -> Profile:

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from jsonargparse import ArgumentParser, Namespace
 
-from harness import cli, machine, provenance
+from harness import cli, detach, launch, machine
 from harness import sweep as sweeps
 from harness.ablation import (
     Ablation,
@@ -30,6 +30,7 @@ from harness.ablation import (
 )
 from harness.dispatch import dispatch
 from harness.graph import Plan, Stage, make_plan, training, write_plan
+from harness.launch import Launch
 from harness.store import State, Store, whole_lines, write_atomically, write_yaml
 from harness.watch import Watch
 from observe.config import from_mapping, load_yaml
@@ -572,11 +573,20 @@ def run(options: Namespace, command: str) -> int:
     )
     if options.dry_run:
         return 0
-    executor = sweeps.executor_of(options, profile)
+    told = Launch(
+        executor=options.executor,
+        command=command,
+        jobs=options.jobs,
+        retries=options.retries,
+        profile=profile,
+    )
+    executor = launch.executor_of(told)
+    detach.refuse_second(store)
     with store.launcher():
+        told = launch.record_code(store, told)
         study = open_study(search, start, store, options.storage)
         owner = Owner(search, path, start, store, study, slots=slots)
-        store.event("launched", executor=executor.name, trials=search.trials)
+        store.event("launched", executor=executor.name, trials=search.trials, code=told.code)
         watch = Watch(owner.plan, store, cores=machine.cores(), jobs=options.jobs)
         try:
             outcome = dispatch(
@@ -584,7 +594,8 @@ def run(options: Namespace, command: str) -> int:
                 store,
                 executor,
                 retries=options.retries,
-                code=provenance.code(),
+                code=told.code,
+                source=told.source,
                 watch=watch,
                 grow=owner.grow,
             )
@@ -600,8 +611,8 @@ def run(options: Namespace, command: str) -> int:
             for stage, state in outcome.states.items()
             if not store.status(stage).pruned
         }
-        report_s = sweeps.report(plan, store, outcome, command)
-    return sweeps.summary(plan, store, outcome, time.monotonic() - began, report_s)
+        report_s = launch.report(plan, store, outcome, command)
+    return launch.summary(plan, store, outcome, time.monotonic() - began, report_s)
 
 
 def _unfinished(plan: Plan, store: Store, states: dict[str, State], *, stopped: bool) -> int:

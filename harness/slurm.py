@@ -9,6 +9,10 @@ import getpass
 import os
 import signal
 import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+from observe.errors import InputError
 
 COMMAND_S = 30.0
 """How long a command may take, in seconds: sacct is known to hang where its database is down."""
@@ -120,6 +124,43 @@ def cancel(keys: list[str], names: list[str], *, kill: bool = False) -> None:
         _ask("scancel", *jobs)
         if kill:
             _ask("scancel", "--full", "--signal=KILL", *jobs)
+
+
+def submit(script: Path, parameters: dict[str, str | int | bool | None]) -> str:
+    """Send a script as a job; its id. True stands for a bare flag, None for none.
+
+    Raises InputError with what sbatch says when it is not taken.
+    """
+    flags = []
+    for name, value in parameters.items():
+        flag = f"--{name.replace('_', '-')}"
+        if value is not None and value is not False:
+            flags.append(flag if value is True else f"{flag}={value}")
+    with no_job_around():
+        run = subprocess.run(
+            ["sbatch", "--parsable", *flags, str(script)],
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+    if run.returncode:
+        raise InputError(f"sbatch refused {script}: {run.stderr.strip()}; change the profile")
+    return run.stdout.strip().partition(";")[0]
+
+
+@contextlib.contextmanager
+def no_job_around() -> Iterator[None]:
+    """Hide that this process is itself in a job: its jobs would inherit its memory and binding."""
+    if "SLURM_JOB_ID" not in os.environ:
+        yield
+        return
+    from submitit.helpers import clean_env
+
+    configuration = os.environ.get("SLURM_CONF")
+    with clean_env():
+        if configuration:
+            os.environ["SLURM_CONF"] = configuration
+        yield
 
 
 def requeue_this_job() -> None:

@@ -7,7 +7,7 @@ from typing import Any
 
 from jsonargparse import ArgumentParser
 
-from harness import machine, process, tail
+from harness import detach, machine, process, tail
 from harness.cli import run_command
 from harness.estimate import duration, estimate
 from harness.executors import slurm
@@ -46,12 +46,13 @@ def sweep_status(store: Store) -> dict[str, Any]:
         if entry["stage"] in alive:
             words = {"alive": "running", "dead": "interrupted", "unknown": "unknown"}
             entry["state"] = words[alive[entry["stage"]]]
-    launcher = store.launcher_process()
+    launcher = detach.launcher_of(store)
     cost = estimate(plan, readable, cores=machine.cores(), jobs=None)
     return {
         "name": plan.name,
         "directory": str(store.directory),
-        "launcher": process.liveness(launcher) if launcher else "none",
+        "launcher": launcher.state,
+        "launcher_where": launcher.where,
         "expected_seconds": round(cost.seconds, 1),
         "stages": stages,
     }
@@ -71,7 +72,8 @@ def _runs(plan: Plan, stage: str) -> list[str]:
 
 def describe_status(status: dict[str, Any]) -> str:
     """The status for people."""
-    lines = [f"{status['name']} in {status['directory']}; launcher: {status['launcher']}"]
+    where = f" ({status['launcher_where']})" if status["launcher_where"] else ""
+    lines = [f"{status['name']} in {status['directory']}; launcher: {status['launcher']}{where}"]
     kinds = list(dict.fromkeys(stage["kind"] for stage in status["stages"]))
     for kind in kinds:
         states = [stage["state"] for stage in status["stages"] if stage["kind"] == kind]

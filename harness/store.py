@@ -8,6 +8,7 @@ itself), ``log.txt``, ``result.json`` and whatever the stage writes; then ``resu
 
 import contextlib
 import dataclasses
+import errno
 import fcntl
 import io
 import json
@@ -23,6 +24,9 @@ from harness import process
 from observe.errors import InputError
 
 State = Literal["pending", "submitted", "running", "done", "failed", "cancelled"]
+
+UNWRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
+"""Errors that are the file system's, whoever meets them."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -68,6 +72,31 @@ class Status:
         """Seconds worked, over all attempts of the present run."""
         until = self.ended or self.heartbeat
         return self.earlier_seconds + (until - self.started if until and self.started else 0.0)
+
+
+class Unwritable(InputError):
+    """A folder takes no more; the message names it, the reason and the remedy."""
+
+
+@contextlib.contextmanager
+def writing(path: Path, *, only: tuple[int, ...] | None = None) -> Iterator[None]:
+    """What cannot be written here raises Unwritable; ``only``: for these kinds of errors."""
+    try:
+        yield
+    except OSError as error:
+        if only is not None and error.errno not in only:
+            raise
+        raise unwritable(error, path) from None
+
+
+def unwritable(error: OSError, path: Path) -> Unwritable:
+    """The error in words, with the remedy."""
+    full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+    remedy = "free some space there" if full else "make it writable"
+    return Unwritable(
+        f"{path}: cannot be written ({error.strerror}); {remedy}, or choose "
+        "another folder with --out. What is done is kept, and the same command goes on"
+    )
 
 
 class Store:
@@ -134,14 +163,15 @@ class Store:
         """Append one line to ``events.jsonl``; a single write, so that writers never mix lines."""
         line = _json({"time": round(time.time(), 3), "event": event, **fields}) + "\n"
         path = self.directory / "events.jsonl"
-        handle = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o666)
-        try:
-            size = os.fstat(handle).st_size
-            # A machine that went down may have left half a line: it must not swallow this one.
-            torn = size > 0 and os.pread(handle, 1, size - 1) != b"\n"
-            os.write(handle, (("\n" if torn else "") + line).encode())
-        finally:
-            os.close(handle)
+        with writing(path):
+            handle = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o666)
+            try:
+                size = os.fstat(handle).st_size
+                # A machine that went down may have left half a line: it must not swallow this one.
+                torn = size > 0 and os.pread(handle, 1, size - 1) != b"\n"
+                os.write(handle, (("\n" if torn else "") + line).encode())
+            finally:
+                os.close(handle)
 
     def events(self) -> list[dict[str, Any]]:
         """The history, oldest first; a torn line is left out."""
@@ -156,31 +186,51 @@ class Store:
         return events
 
     @contextlib.contextmanager
-    def launcher(self) -> Iterator[None]:
+    def launcher(self, *, wait_s: float = 0.0) -> Iterator[None]:
         """Hold the folder as its one launcher; death of the process releases it.
 
-        Raises InputError when another launcher holds it.
+        ``wait_s``: how long to wait for another launcher to let go. Raises InputError when one
+        holds it still.
         """
-        self.directory.mkdir(parents=True, exist_ok=True)
-        handle = os.open(self.directory / "launcher.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC)
+        lock = self.directory / "launcher.lock"
+        with writing(lock):
+            self.directory.mkdir(parents=True, exist_ok=True)
+            handle = os.open(lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC)
         try:
+            with writing(lock):
+                self._acquire(handle, time.monotonic() + wait_s)
+                os.ftruncate(handle, 0)
+                holder = {**process.identity(), "job": os.environ.get("SLURM_JOB_ID")}
+                os.pwrite(handle, _json(holder).encode(), 0)
             try:
-                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                other = self.launcher_process() or {}
-                raise InputError(
-                    f"{self.directory}: process {other.get('pid')} on {other.get('host')} is "
-                    f"running this sweep; see python -m harness.status {self.directory}"
-                ) from None
-            os.ftruncate(handle, 0)
-            os.pwrite(handle, _json(process.identity()).encode(), 0)
-            yield
-            os.ftruncate(handle, 0)
+                yield
+            finally:
+                os.ftruncate(handle, 0)
         finally:
             os.close(handle)
 
+    def _acquire(self, handle: int, deadline: float) -> None:
+        while True:
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                if time.monotonic() >= deadline:
+                    break
+                time.sleep(1.0)
+            else:
+                return
+        other = self.launcher_process() or {}
+        job = f" (Slurm job {other['job']})" if other.get("job") else ""
+        raise InputError(
+            f"{self.directory}: process {other.get('pid')} on {other.get('host')}{job} is "
+            f"running this sweep; see python -m harness.status {self.directory}"
+        )
+
     def launcher_process(self) -> dict[str, Any] | None:
-        """Identity of the launcher that holds, or was killed while it held, this folder."""
+        """Identity of the launcher that holds, or was killed while it held, this folder.
+
+        With ``job``, the Slurm job that it runs in, or None.
+        """
         try:
             return json.loads((self.directory / "launcher.lock").read_text(encoding="utf-8"))
         except (FileNotFoundError, ValueError):
@@ -197,18 +247,23 @@ def whole_lines(path: Path) -> list[str]:
 
 def write_atomically(path: Path, text: str, *, durable: bool = True) -> None:
     """Replace a file by a rename: a reader sees the old or the new content, never a part."""
-    path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    with open(temporary, "w", encoding="utf-8") as file:
-        file.write(text)
+    with writing(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            with open(temporary, "w", encoding="utf-8") as file:
+                file.write(text)
+                if durable:
+                    file.flush()
+                    os.fsync(file.fileno())
+            os.replace(temporary, path)
+        except BaseException:
+            temporary.unlink(missing_ok=True)
+            raise
         if durable:
-            file.flush()
-            os.fsync(file.fileno())
-    os.replace(temporary, path)
-    if durable:
-        folder = os.open(path.parent, os.O_RDONLY)
-        os.fsync(folder)
-        os.close(folder)
+            folder = os.open(path.parent, os.O_RDONLY)
+            os.fsync(folder)
+            os.close(folder)
 
 
 def write_yaml(path: Path, mapping: dict[str, Any]) -> None:

@@ -18,10 +18,13 @@ class Ended:
     """How its process ended, for when the status does not say."""
 
 
-def thread_environment(cpus: int) -> dict[str, str]:
-    """Environment that gives numerical libraries so many threads, when set before they load."""
-    names = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
-    return dict.fromkeys(names, str(cpus))
+def stage_environment(cpus: int) -> dict[str, str]:
+    """Environment of a stage, to be set before its libraries load.
+
+    It gives the numerical ones so many threads, and keeps progress bars out of the log.
+    """
+    threads = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
+    return {**dict.fromkeys(threads, str(cpus)), "HF_HUB_DISABLE_PROGRESS_BARS": "1"}
 
 
 class Executor(Protocol):

@@ -5,7 +5,7 @@ import signal
 import time
 
 from harness import job, process
-from harness.executors.base import Ended, thread_environment
+from harness.executors.base import Ended, stage_environment
 from harness.job import Task
 from harness.process import Liveness
 from harness.store import Status
@@ -24,7 +24,7 @@ class InlineExecutor:
         return not self._ended
 
     def submit(self, task: Task) -> None:
-        os.environ.update(thread_environment(task.cpus))
+        os.environ.update(stage_environment(task.cpus))
         state = job.run(task, executor=self.name, job=str(os.getpid()))
         if state == "cancelled":
             # The stage took the signal that was meant for the launcher too.

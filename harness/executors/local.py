@@ -12,7 +12,7 @@ import time
 from typing import IO
 
 from harness import machine, process
-from harness.executors.base import Ended, thread_environment
+from harness.executors.base import Ended, stage_environment
 from harness.job import Task
 from harness.process import Liveness
 from harness.store import Status
@@ -146,7 +146,7 @@ class LocalExecutor:
         environment = {
             **os.environ,
             **ALLOCATOR,
-            **thread_environment(task.cpus),
+            **stage_environment(task.cpus),
             "PYTHONPATH": os.pathsep.join(path or os.getcwd() for path in sys.path),
             "CUDA_VISIBLE_DEVICES": ",".join(gpus),
         }

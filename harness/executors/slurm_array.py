@@ -5,20 +5,19 @@ follows from what it holds. So a launcher that takes over finds every job of an 
 wherever that one was killed.
 """
 
-import contextlib
 import dataclasses
 import hashlib
 import json
 import math
 import os
+import shlex
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from harness import job, slurm
-from harness.executors.base import thread_environment
+from harness.executors.base import stage_environment
 from harness.job import Task
 from harness.profile import Profile
 from harness.store import Store, write_atomically
@@ -106,7 +105,7 @@ def send(array: Array, profile: Profile) -> str:
 
     executor = submitit.SlurmExecutor(folder=array.folder, python=profile.python)
     executor.update_parameters(**_parameters(array, profile))
-    with _no_job_around(), executor.batch():
+    with slurm.no_job_around(), executor.batch():
         sent = [executor.submit(run_element, str(array.folder)) for _ in array.tasks]
     return str(sent[0].job_id).partition("_")[0]
 
@@ -114,14 +113,10 @@ def send(array: Array, profile: Profile) -> str:
 def _parameters(array: Array, profile: Profile) -> dict[str, Any]:
     """Parameters of submitit for an array of a profile."""
     task = array.tasks[0]
-    environment = thread_environment(task.cpus)
+    environment = stage_environment(task.cpus)
     if task.gpus == 0:
         environment["CUDA_VISIBLE_DEVICES"] = ""
     lines = [f"export {name}={value}" for name, value in environment.items()]
-    # What this launcher imports its code from, without the Python that a container may replace.
-    own = [os.path.abspath(path) for path in sys.path if not path.startswith(sys.base_prefix)]
-    paths = ":".join(path for path in own if not path.startswith(sys.prefix))
-    lines.append(f'export PYTHONPATH="{paths}${{PYTHONPATH:+:$PYTHONPATH}}"')
     parameters = {
         "job_name": array.name,
         "partition": profile.partition,
@@ -131,9 +126,9 @@ def _parameters(array: Array, profile: Profile) -> dict[str, Any]:
         "cpus_per_task": task.cpus,
         "gpus_per_node": task.gpus or None,
         "mem": f"{math.ceil(task.mem_gb * 1024)}M" if task.mem_gb else None,
-        "setup": [*profile.setup, *lines],
+        "setup": [*profile.setup, *lines, *code_lines(task.source)],
         "srun_args": list(profile.srun_args),
-        "signal_delay_s": min(profile.warn_seconds, array.minutes * 60 // 5),
+        "signal_delay_s": profile.warning(array.minutes),
         "array_parallelism": profile.max_running,
         "stderr_to_stdout": True,
         "additional_parameters": {"requeue": True, **profile.sbatch},
@@ -141,19 +136,15 @@ def _parameters(array: Array, profile: Profile) -> dict[str, Any]:
     return {key: value for key, value in parameters.items() if value is not None}
 
 
-@contextlib.contextmanager
-def _no_job_around() -> Iterator[None]:
-    """Hide that the launcher is itself a job: its jobs would inherit its memory and binding."""
-    from submitit.helpers import clean_env
-
-    if "SLURM_JOB_ID" not in os.environ:
-        yield
-        return
-    configuration = os.environ.get("SLURM_CONF")
-    with clean_env():
-        if configuration:
-            os.environ["SLURM_CONF"] = configuration
-        yield
+def code_lines(source: str | None) -> list[str]:
+    """Shell lines that make Python import from this folder, then from where the launcher does."""
+    # Without the Python that a container may replace.
+    own = [os.path.abspath(path) for path in sys.path if not path.startswith(sys.base_prefix)]
+    own = [path for path in own if not path.startswith(sys.prefix)]
+    paths = ":".join(dict.fromkeys([*([source] if source else []), *own]))
+    lines = [f'export PYTHONPATH="{paths}${{PYTHONPATH:+:$PYTHONPATH}}"']
+    # Before PYTHONPATH, python -m looks in its working directory: often a checkout that moves on.
+    return [*lines, f"cd {shlex.quote(source)}"] if source else lines
 
 
 def complete(array: Array) -> None:

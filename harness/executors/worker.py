@@ -15,6 +15,7 @@ import time
 
 from harness import job
 from harness.job import Task
+from observe.errors import InputError
 
 GRACE_S = 10.0
 
@@ -33,7 +34,10 @@ def main() -> None:
         if gone.is_set():
             break
         running.set()
-        state = job.run(task, executor="local", job=str(os.getpid()))
+        try:
+            state: str = job.run(task, executor="local", job=str(os.getpid()))
+        except (InputError, OSError) as error:  # Nothing about the stage could be written.
+            state = f"its state could not be written ({error})"
         running.clear()
         with contextlib.suppress(BrokenPipeError):
             replies.write(json.dumps({"id": task.id, "state": state}) + "\n")

@@ -212,7 +212,8 @@ def test_the_plan_is_printed_as_differences_with_its_cost(
     file = write_ablation(tmp_path)
     assert plan_command.main([str(file), "--seeds", "0,1,2", "--jobs", "2"]) == 0
     said = capsys.readouterr().out
-    assert "8 arms x 3 seeds + 4 variant runs + 2 evaluations of the untrained base" in said
+    assert "  8 arms x 3 seeds + 4 variant runs = 28 trainings; 30 evaluations, with the" in said
+    assert " untrained base under 2 prompts\n" in said
     assert "curriculum+format        bonus off\n" in said
     assert "placebo                  reward.shuffle False -> True\n" in said
     assert "again                    seed 0 -> 1000\n" in said

@@ -1,13 +1,18 @@
 """What can be deleted of a sweep, and that nothing else is."""
 
+import dataclasses
+import json
 from pathlib import Path
 
 import pytest
 from sweeps import plan_of, write_ablation
 
 from harness import gc, process
+from harness.executors.slurm_array import Array
 from harness.graph import Plan, write_plan
-from harness.store import Status, Store
+from harness.job import Task
+from harness.launch import Launch
+from harness.store import State, Status, Store, write_atomically
 
 
 @pytest.fixture
@@ -94,3 +99,29 @@ def test_a_sweep_that_runs_is_not_touched(
     assert paths(store)
     assert gc.main([str(tmp_path / "nothing"), "--delete"]) == 2
     assert not (tmp_path / "nothing").exists()
+
+
+def test_code_goes_when_no_job_runs_from_it_and_it_is_not_the_last(
+    store: Store, plan: Plan
+) -> None:
+    copies = {name: store.directory / "code" / name for name in ("old", "running", "last")}
+    for folder in copies.values():
+        folder.mkdir(parents=True)
+    launch = Launch(executor="slurm", command="sweep", source=str(copies["last"]))
+    write_atomically(store.directory / "launch.json", json.dumps(dataclasses.asdict(launch)))
+    for number, name in enumerate(("old", "running")):
+        stage = of_kind(plan, "train")[number]
+        task = Task(
+            id=stage,
+            function="",
+            config={},
+            inputs={},
+            directory=str(store.directory),
+            attempt=1,
+            source=str(copies[name]),
+        )
+        Array(name=name, sent=0.0, minutes=1, max_requeues=0, tasks=[task]).write()
+        state: State = "running" if name == "running" else "done"
+        store.write_status(Status(stage=stage, state=state, attempt=1))
+    assert copies["old"] in paths(store)
+    assert not {copies["running"], copies["last"]} & paths(store)

@@ -18,6 +18,7 @@ def test_the_shipped_example_is_a_profile() -> None:
     profile = load_profile(ROOT / "profiles" / "example.yaml")
     assert profile.partition == "gpu" and profile.setup[0] == "module load cuda"
     assert profile.sbatch == {"constraint": "a100"}
+    assert profile.launcher.partition == "cpu" and profile.launcher.sbatch == {}
 
 
 def test_an_empty_profile_is_the_default(tmp_path: Path) -> None:
@@ -33,6 +34,7 @@ def test_an_empty_profile_is_the_default(tmp_path: Path) -> None:
         ("max_submitted: 0", "p.yaml: max_submitted: expected 1 or more, got 0"),
         ("poll_seconds: 0", "p.yaml: poll_seconds: expected more than 0"),
         ("max_minutes: 5", "p.yaml: max_minutes: 5 is less than min_minutes, 10"),
+        ("launcher: {hours: 0}", "p.yaml: launcher.hours: expected more than 0, got 0"),
         ("[gpu]", "p.yaml: the file: expected a mapping"),
     ],
 )

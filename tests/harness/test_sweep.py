@@ -149,6 +149,7 @@ def test_the_command_reports_what_there_is_names_what_failed_and_goes_on(tmp_pat
     assert len(failed) == 1
     assert f"failed: {failed[0]} (curriculum+bonus/seed0): ValueError: broken" in said
     assert f"see {Path('runs/small/stages') / failed[0] / 'log.txt'}" in said
+    assert "  | ValueError: broken\n" in said, "the end of its log"
     assert "missing: curriculum+bonus/seed0; run the same command again" in said
     assert (store.report / "index.html").exists()
     sweep = json.loads((store.results / "sweep.json").read_text())
@@ -219,7 +220,7 @@ def test_tables_say_what_the_stages_found(tmp_path: Path) -> None:
     image = questions.loc[questions["item"] == "ood-0", "image"].iloc[0]
     assert (store.results / image).read_bytes() == fake_stages.PIXEL
     curves = found["curves.parquet"]
-    assert set(curves["metric"]) == {"reward"} and len(curves) == 10 * 4
+    assert set(curves["metric"]) == {"reward", "length"} and len(curves) == 10 * 4 * 2
     assert list(found["ladder.parquet"]["order_index"]) == list(range(10))
     stages = found["stages.parquet"]
     assert len(stages) == 24 and set(stages["state"]) == {"done"}
