@@ -156,7 +156,7 @@ class _LiveStatus:
         """Note how far the stage is."""
         progress = {"done": int(done), "total": int(total), "message": str(message)}
         self._update(progress=progress)
-        if self._store.prune_marker(self._status.stage).exists():
+        if done < total and self._store.prune_marker(self._status.stage).exists():
             raise Pruned
 
     def end(self, state: State, error: dict[str, str] | None) -> None:

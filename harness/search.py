@@ -189,12 +189,12 @@ def comparison(
         "set": search.set,
         "factors": {
             "winner": {
-                "control": "default",
-                "levels": {"default": default, "winner": winner},
+                "control": "off",
+                "levels": {"off": default, "on": winner},
             }
         },
         "design": "full_factorial",
-        "reference": {"winner": "winner"},
+        "reference": {"winner": "on"},
         "seeds": list(search.confirm.seeds),
         "evaluate": search.confirm.evaluate,
         "resources": dataclasses.asdict(search.resources),

@@ -7,11 +7,10 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
+from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter
 
 from reports.figures.style import BLUE, INK, MUTED, ORANGE, REST, Drawing, bare, canvas, style
 from reports.tables import Tables
-
-COLUMNS = 3
 
 
 def search(tables: Tables) -> Drawing | None:
@@ -26,9 +25,10 @@ def search(tables: Tables) -> Drawing | None:
     best = _best(done, given)
     count = 1 + len(given["space"])
     with style():
-        lines = -(-count // COLUMNS)
+        columns = 2 if count in (2, 4) else 3
+        lines = -(-count // columns)
         figure = canvas(9.2, 2.9 * lines)
-        panels = list(figure.subplots(lines, COLUMNS, squeeze=False).flat)
+        panels = list(figure.subplots(lines, columns, squeeze=False).flat)
         if len(metrics) == 1:
             _history(panels[0], tables.trials, given["objectives"][0], best)
         else:
@@ -71,6 +71,7 @@ def _history(axes: Axes, trials: pd.DataFrame, objective: dict[str, Any], best: 
     early = trials[(trials["state"] == "pruned") & trials["last_value"].notna()]
     axes.scatter(early["trial"], early["last_value"], color=REST, marker="x", s=22, zorder=2)
     axes.scatter(trials.loc[[best], "trial"], values[[best]], color=ORANGE, s=46, zorder=4)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.set_title("Trials")
     axes.set_xlabel("trial" + (" (crosses: ended early)" if len(early) else ""))
     axes.set_ylabel(metric)
@@ -97,6 +98,9 @@ def _slice(
         axes.set_xlim(-0.5, len(names) - 0.5)
     elif setting["log"]:
         axes.set_xscale("log")
+        axes.xaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+        axes.xaxis.set_major_formatter("{x:g}")
+        axes.xaxis.set_minor_formatter(NullFormatter())
     axes.scatter(values, reached, color=BLUE, s=22, zorder=3)
     axes.scatter(values[[best]], reached[[best]], color=ORANGE, s=46, zorder=4)
     default = names.index(setting["default"]) if setting["default"] in names else None
