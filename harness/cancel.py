@@ -30,8 +30,7 @@ def cancel(store: Store, *, gone: bool = False) -> list[str]:
     active |= _active(plan, store)  # What the launcher sent with its last breath.
     before = {stage: store.status(stage) for stage in active}
     sent = [before[stage] for stage in active if before[stage].executor == "slurm"]
-    if sent:
-        slurm.cancel_sweep(store.directory, sent)
+    slurm.cancel_sweep(store.directory, sent)
     jobs = slurm.liveness(store.directory, sent) if sent else {}
     stopped = []
     for stage in active:

@@ -264,12 +264,16 @@ def liveness(directory: Path, statuses: list[Status]) -> dict[str, Liveness]:
 
 
 def cancel_sweep(directory: Path, statuses: list[Status]) -> None:
-    """Take the jobs of these stages out of the queue, and wait until they have left it."""
+    """Take the jobs of these stages out of the queue, and wait until no job of the sweep is in it.
+
+    A job whose stage has just ended leaves by itself.
+    """
     sent = elements(directory)
     ours = [sent[key] for status in statuses if (key := (status.stage, status.attempt)) in sent]
     _cancel(ours, kill=False)
+    names = {element.array.name for element in sent.values()}
     deadline = time.monotonic() + CANCEL_S
-    while ours and time.monotonic() < deadline and not _left({e.array.name for e in ours}):
+    while names and time.monotonic() < deadline and not _left(names):
         time.sleep(0.2)
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 from sweeps import write_ablation
+from test_slurm import steps_on_this_node, wait_for
 
 from harness import cancel, provenance, slurm, status
 from harness.graph import read_plan
@@ -55,13 +56,6 @@ def detach(folder: Path, *options: str, step_s: float = 0.0) -> str:
     return run.stdout.partition("launcher: Slurm job ")[2].partition(",")[0]
 
 
-def wait_for(condition: Callable[[], object], timeout_s: float = 120.0) -> None:
-    deadline = time.monotonic() + timeout_s
-    while not condition():
-        assert time.monotonic() < deadline, "waited in vain"
-        time.sleep(0.2)
-
-
 def active() -> dict[str, slurm.Job]:
     jobs = slurm.queue()
     assert jobs is not None
@@ -99,7 +93,7 @@ def full_cluster() -> Iterator[Callable[[], None]]:
 
 def test_a_detached_sweep_runs_and_reports_by_itself(store: Store, tmp_path: Path) -> None:
     job = detach(tmp_path)
-    wait_for(lambda: job not in active())
+    wait_for(lambda: job not in active(), 120)
     log = (store.directory / "launcher.log").read_text()
     assert reported(store), log
     assert f"{len(done(store))} stages started" in log and "report: " in log
@@ -149,11 +143,11 @@ def test_a_launcher_that_was_killed_leaves_its_stages_and_the_next_goes_on(
     job = detach(tmp_path, step_s=1.5)
     wait_for(lambda: done(store))
     subprocess.run(["scancel", "--full", "--signal=KILL", job], check=True)
-    wait_for(lambda: job not in active())
+    wait_for(lambda: job not in active(), 120)
     assert status.main([str(store.directory)]) == 1
     assert "launcher: dead" in capsys.readouterr().out
     again = detach(tmp_path)
-    wait_for(lambda: again not in active())
+    wait_for(lambda: again not in active(), 120)
     assert reported(store)
     assert [event for event in store.events() if event["event"] == "retry"] == []
 
@@ -169,8 +163,11 @@ def test_a_launcher_whose_time_is_up_is_queued_again_and_goes_on(
     subprocess.run(["scancel", "--batch", "--signal=USR2", job], check=True)
     wait_for(lambda: active()[job].state == "PENDING")
     assert len(active()) > 1, "its stages go on"
+    # Slurm waits for two minutes, as a node refuses a job within the second in which it was killed.
+    wait_for(lambda: not steps_on_this_node(job))
+    time.sleep(2)
     subprocess.run(["scontrol", "update", f"JobId={job}", "StartTime=now"], check=True)
-    wait_for(lambda: job not in active())
+    wait_for(lambda: job not in active(), 120)
     assert reported(store)
     log = (store.directory / "launcher.log").read_text()
     assert "near: it is queued again" in log and "going on: " in log
