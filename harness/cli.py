@@ -1,7 +1,9 @@
 """What every command of the harness shares: exit codes."""
 
+import contextlib
+import gc
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 from jsonargparse import ArgumentParser
 
@@ -22,6 +24,16 @@ def run_command(command: Callable[[], int]) -> int:
     except BrokenPipeError:  # The reader of a pipe has seen enough.
         sys.stderr.close()
         return 0
+
+
+@contextlib.contextmanager
+def many_objects() -> Iterator[None]:
+    """No garbage collection where hundreds of thousands of objects are made that all stay."""
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.enable()
 
 
 def add_ablation_arguments(parser: ArgumentParser) -> None:
