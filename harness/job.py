@@ -61,8 +61,10 @@ class Displaced(BaseException):
     """The job must leave its place, and be started again: its time is up, or others go first."""
 
 
-def run(task: Task, *, executor: str, job: str) -> State:
+def run(task: Task, *, executor: str, job: str, queued: bool = False) -> State:
     """Run the stage, write its result and status, and return the state it ended in.
+
+    ``queued``: a queue may start a stage again that was cancelled, so that its status is submitted.
 
     SIGTERM and SIGINT raise Cancelled in the stage, and SIGUSR2 Displaced, after which it is
     submitted, not running; the stage's own exceptions are recorded (class and message in the
@@ -97,7 +99,8 @@ def run(task: Task, *, executor: str, job: str) -> State:
             interruption.armed = False
             traceback.print_exc()
             state, error = "failed", {"class": type(cause).__name__, "message": str(cause)}
-        status.end(state, error)
+        requeued = queued and (error or {}).get("class") == "Cancelled"
+        status.end("submitted" if requeued else state, None if requeued else error)
     store.event(state, stage=task.id, attempt=task.attempt, **(error or {}))
     return state
 
