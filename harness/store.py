@@ -18,8 +18,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-from ruamel.yaml import YAML
-
 from harness import process
 from observe.errors import InputError
 
@@ -203,7 +201,9 @@ def write_yaml(path: Path, mapping: dict[str, Any]) -> None:
 
 
 @functools.cache
-def _yaml() -> YAML:
+def _yaml() -> Any:
+    from ruamel.yaml import YAML  # Workers start without it.
+
     yaml = YAML(typ="safe", pure=True)
     yaml.default_flow_style = False
     yaml.sort_base_mapping_type_on_output = False  # type: ignore[assignment]
