@@ -7,7 +7,7 @@ OUT    ?= runs
 BIN    := $(VENV)/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help .venv sweep smoke test test-slurm test-browser lint format clean
+.PHONY: help .venv sweep smoke test test-slurm test-browser chaos lint format clean
 
 help:
 	@echo "make .venv         set up the environment"
@@ -16,6 +16,7 @@ help:
 	@echo "make test          tests that need nothing but Python, with coverage"
 	@echo "make test-slurm    the Slurm executor on a real Slurm, started for the tests"
 	@echo "make test-browser  the report in a real Chromium"
+	@echo "make chaos         sweeps on that Slurm whose processes die at random, five seeds"
 	@echo "make lint          formatting, lint, types"
 	@echo "make format        apply the formatting"
 	@echo "make clean         remove caches and build output (keeps $(OUT) and $(VENV))"
@@ -53,6 +54,11 @@ test-browser: .venv
 test-slurm: .venv
 	$(BIN)/python tests/slurm/cluster.py
 	$(BIN)/python -m pytest tests/slurm
+
+# test-slurm has one seed.
+chaos: .venv
+	$(BIN)/python tests/slurm/cluster.py
+	CHAOS_SEEDS=1,2,3,4,5 $(BIN)/python -m pytest tests/slurm/test_chaos.py -s
 
 lint: .venv
 	$(BIN)/ruff format --check .

@@ -1,7 +1,9 @@
 """What every command of the harness shares: exit codes."""
 
+import contextlib
+import gc
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from jsonargparse import ArgumentParser
@@ -32,6 +34,16 @@ def run_command(command: Callable[[], int]) -> int:
             raise
         print(f"error: {unwritable(error, Path(error.filename or '.'))}", file=sys.stderr)
         return 2
+
+
+@contextlib.contextmanager
+def many_objects() -> Iterator[None]:
+    """No garbage collection where hundreds of thousands of objects are made that all stay."""
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.enable()
 
 
 def add_ablation_arguments(parser: ArgumentParser, *, search: bool = False) -> None:

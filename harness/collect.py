@@ -215,8 +215,9 @@ def _ladder(store: Store, plan: Plan, done: set[str]) -> pd.DataFrame:
 def _stages(plan: Plan, statuses: dict[str, Status]) -> pd.DataFrame:
     """One row per stage; ``arm`` names those it works for, null where that is more than one."""
     rows = []
+    runs_of = plan.runs_of()
     for stage in plan.stages.values():
-        arms = list(dict.fromkeys(run.arm for run in plan.runs if stage.id in run.stages.values()))
+        arms = list(dict.fromkeys(run.arm for run in runs_of[stage.id]))
         status = statuses[stage.id]
         rows.append(
             {

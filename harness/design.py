@@ -33,8 +33,9 @@ def cells(ablation: Ablation) -> list[Cell]:
     same then are one.
     """
     chosen: dict[str, Levels] = {}
+    order = in_order_of_conditions(ablation)
     for levels in DESIGNS[ablation.design](ablation):
-        levels = _conditioned(ablation, levels)
+        levels = _conditioned(ablation, levels, order)
         if not any(excluded.items() <= levels.items() for excluded in ablation.exclude):
             chosen[arm_name(ablation, levels)] = levels
     return [
@@ -228,10 +229,10 @@ def _complete(ablation: Ablation, levels: Levels) -> Levels:
     return {name: levels.get(name, f.control) for name, f in ablation.factors.items()}
 
 
-def _conditioned(ablation: Ablation, levels: Levels) -> Levels:
+def _conditioned(ablation: Ablation, levels: Levels, order: list[str]) -> Levels:
     """Levels with every factor whose condition does not hold at its control level."""
     levels = dict(levels)
-    for name in in_order_of_conditions(ablation):
+    for name in order:
         factor = ablation.factors[name]
         if not factor.when.items() <= levels.items():
             levels[name] = factor.control

@@ -4,6 +4,7 @@ The truth about a stage is its ``status.json``; what is in memory here can be lo
 """
 
 import dataclasses
+import heapq
 import signal
 import time
 from collections.abc import Callable
@@ -92,11 +93,14 @@ class _Dispatcher:
         self._plan, self._store, self._executor = plan, store, executor
         self._retries, self._signals, self._grow = retries, signals, grow
         self._code, self._source = code, source
+        self._directory = str(store.directory.resolve())
         self._deaths: dict[str, int] = {}
         self._in_flight: set[str] = set()
-        self._waiting: list[Stage] = []
+        self._ready: list[tuple[int, str]] = []
+        self._place: dict[str, int] = {}
+        self._consumers: dict[str, list[Stage]] = {}
         for stage in plan.stages.values():
-            self._recover(stage)
+            self._add(stage)
 
     def step(self) -> bool:
         """Submit what is ready, take in what ended; False when there is nothing left to do."""
@@ -104,11 +108,11 @@ class _Dispatcher:
             for stage in self._grow(self.states):
                 if stage.id not in self._plan.stages:
                     self._plan.stages[stage.id] = stage
-                    self._recover(stage)
+                    self._add(stage)
             self._submit()
         if not self._in_flight:
-            if self._waiting and not self._signals.stopping:
-                stage = self._waiting[0]
+            if self._ready and not self._signals.stopping:
+                stage = self._plan.stages[self._ready[0][1]]
                 raise InputError(
                     f"resources.{stage.kind}: {stage.resources.gpus} GPUs asked for, and this "
                     f"machine has fewer; lower the number, or use another machine"
@@ -117,6 +121,15 @@ class _Dispatcher:
         for ended in self._executor.poll(POLL_S):
             self._take(ended)
         return True
+
+    def _add(self, stage: Stage) -> None:
+        """Take in a stage; those that it consumes came before it."""
+        self._place[stage.id] = len(self._place)
+        self._consumers[stage.id] = []
+        for id in set(stage.consumes.values()):
+            self._consumers[id].append(stage)
+        self._recover(stage)
+        self._queue(stage)
 
     def _recover(self, stage: Stage) -> None:
         """What an earlier launcher left."""
@@ -140,22 +153,33 @@ class _Dispatcher:
             self.states[stage.id] = status.state
             return
         self.states[stage.id] = "pending"
-        self._waiting.append(stage)
+
+    def _queue(self, stage: Stage) -> None:
+        """Into the heap of what can start, when it can; cancelled when it cannot any more."""
+        if self.states[stage.id] != "pending":
+            return
+        consumed = stage.consumes.values()
+        failed = [id for id in consumed if self.states[id] in ("failed", "cancelled")]
+        if failed:
+            self._block(stage, self._store.status(failed[0]))
+            self._queue_consumers(stage)
+        elif all(self.states[id] == "done" for id in consumed):
+            heapq.heappush(self._ready, (self._place[stage.id], stage.id))
+
+    def _queue_consumers(self, stage: Stage) -> None:
+        for consumer in self._consumers[stage.id]:
+            self._queue(consumer)
 
     def _submit(self) -> None:
-        for stage in list(self._waiting):
-            consumed = stage.consumes.values()
-            failed = [id for id in consumed if self.states[id] in ("failed", "cancelled")]
-            if failed:
-                self._waiting.remove(stage)
-                self._block(stage, self._store.status(failed[0]))
-            elif all(self.states[id] == "done" for id in consumed):
-                status = self._store.status(stage.id)
-                task = self._task(stage, status.attempt + 1)
-                if not self._executor.room(task):
-                    return
-                self._waiting.remove(stage)
-                self._start(stage, task, status)
+        """Start what can start, in the order of the plan, while there is room for the first."""
+        while self._ready:
+            stage = self._plan.stages[self._ready[0][1]]
+            status = self._store.status(stage.id)
+            task = self._task(stage, status.attempt + 1)
+            if not self._executor.room(task):
+                return
+            heapq.heappop(self._ready)
+            self._start(stage, task, status)
 
     def _start(self, stage: Stage, task: Task, before: Status) -> None:
         write_yaml(self._store.folder(stage.id) / "config.yaml", stage.config)
@@ -198,9 +222,11 @@ class _Dispatcher:
             self._deaths[stage.id] = self._deaths.get(stage.id, 0) + 1
             self._store.event("retry", stage=stage.id, attempt=status.attempt, detail=ended.detail)
             self.states[stage.id] = "pending"
-            self._waiting.insert(0, stage)
+            self._queue(stage)
         else:
             self._end(status, "failed", "WorkerDied", ended.detail)
+        if not stopping:
+            self._queue_consumers(stage)
 
     def _end(self, status: Status, state: State, error: str, message: str) -> None:
         """Write the status of a stage that cannot do it itself."""
@@ -210,7 +236,8 @@ class _Dispatcher:
                 state=state,
                 ended=status.heartbeat or time.time(),
                 error={"class": error, "message": message},
-            )
+            ),
+            durable=state == "failed",
         )
         self._store.event(state, stage=status.stage, **{"class": error, "message": message})
         self.states[status.stage] = state
@@ -221,7 +248,7 @@ class _Dispatcher:
             function=KINDS[stage.kind].function,
             config=stage.config,
             inputs=stage.consumes,
-            directory=str(self._store.directory.resolve()),
+            directory=self._directory,
             attempt=attempt,
             cpus=stage.resources.cpus,
             gpus=stage.resources.gpus,

@@ -3,7 +3,7 @@
 import dataclasses
 import statistics
 
-from harness.graph import KINDS, Plan
+from harness.graph import Plan
 from harness.store import Status, Store
 from observe.errors import InputError
 
@@ -41,22 +41,18 @@ def estimate(plan: Plan, statuses: dict[str, Status], *, cores: int, jobs: int |
     """
     seconds, measured = {}, {}
     total = gpu_seconds = 0.0
-    for kind in KINDS:
-        stages = [stage for stage in plan.stages.values() if stage.kind == kind]
-        if not stages:
-            continue
-        taken = [statuses[s.id].seconds for s in stages if statuses[s.id].state == "done"]
-        projected = [
-            expected for s in stages if (expected := _projected(statuses[s.id])) is not None
-        ]
+    for kind, stages in plan.stages_of().items():
+        own = [statuses[stage.id] for stage in stages]
+        taken = [status.seconds for status in own if status.state == "done"]
+        projected = [expected for status in own if (expected := _projected(status)) is not None]
         resources = stages[0].resources
         measured[kind] = bool(taken or projected)
         known = taken or projected or [resources.hours * 3600]
         seconds[kind] = statistics.median(known)
         left = sum(
             max(0.0, (_projected(status) or seconds[kind]) - status.seconds)
-            for s in stages
-            if (status := statuses[s.id]).state != "done"
+            for status in own
+            if status.state != "done"
         )
         at_once = jobs or max(1, cores // resources.cpus)
         total += left / min(at_once, len(stages))

@@ -90,6 +90,23 @@ class Plan:
     """Bases first, then the design's cells, then the variants."""
     stages: dict[str, Stage]
     """Id -> stage; a stage comes after what it consumes."""
+    start: dict[str, Any] = dataclasses.field(default_factory=dict)
+    """The training settings that every arm starts from."""
+
+    def stages_of(self) -> dict[str, list[Stage]]:
+        """Kind -> its stages, in the order of the pipeline."""
+        found: dict[str, list[Stage]] = {kind: [] for kind in KINDS}
+        for stage in self.stages.values():
+            found[stage.kind].append(stage)
+        return {kind: stages for kind, stages in found.items() if stages}
+
+    def runs_of(self) -> dict[str, list[Run]]:
+        """Stage -> the runs it works for."""
+        found: dict[str, list[Run]] = {id: [] for id in self.stages}
+        for run in self.runs:
+            for id in dict.fromkeys(run.stages.values()):
+                found[id].append(run)
+        return found
 
 
 def make_plan(ablation: Ablation, start: dict[str, Any], source: str) -> Plan:
@@ -100,7 +117,7 @@ def make_plan(ablation: Ablation, start: dict[str, Any], source: str) -> Plan:
     """
     cells, variants = design.cells(ablation), design.variants(ablation)
     _check_arms(ablation, cells, source)
-    builder = _Builder(ablation.evaluate, ablation.resources)
+    builder = _Builder(ablation.evaluate, ablation.resources, start)
     trained = [
         builder.trained(
             cell,
@@ -121,14 +138,18 @@ def make_plan(ablation: Ablation, start: dict[str, Any], source: str) -> Plan:
         reference_arm=design.reference_arm(ablation),
         runs=builder.bases + trained,
         stages=builder.stages,
+        start=start,
     )
 
 
 def training(
-    name: str, config: TrainConfig, resources: StageResources
+    name: str, config: TrainConfig, resources: StageResources, start: dict[str, Any]
 ) -> tuple[Run, dict[str, Stage]]:
-    """A run that is trained and not evaluated, and the stages it needs."""
-    builder = _Builder({}, resources)
+    """A run that is trained and not evaluated, and the stages it needs.
+
+    ``start``: the settings that the plan's arms start from.
+    """
+    builder = _Builder({}, resources, start)
     cell = design.Cell(arm=name, kind="trial", seed=config.seed, levels={})
     run = builder.trained(cell, config)
     stages = {kind: stage for kind, stage in run.stages.items() if kind != "evaluate"}
@@ -169,14 +190,20 @@ def _check_arms(ablation: Ablation, cells: list[design.Cell], source: str) -> No
 class _Builder:
     """Collects stages, each once."""
 
-    def __init__(self, evaluate: dict[str, Any], resources: StageResources) -> None:
+    def __init__(
+        self, evaluate: dict[str, Any], resources: StageResources, start: dict[str, Any]
+    ) -> None:
         self.stages: dict[str, Stage] = {}
         self.bases: list[Run] = []
+        self._start = start
+        self._evaluations: dict[str, dict[str, Any]] = {}
+        self._base_evaluations: set[str] = set()
         self._evaluate, self._resources = evaluate, resources
         self._fingerprints: dict[str, str] = {}
 
     def trained(self, cell: design.Cell, config: TrainConfig) -> Run:
-        mapping = to_mapping(config)
+        # Ten thousand arms share what they have in common.
+        mapping = with_overrides(self._start, _differences(self._start, to_mapping(config)))
         stages, model = {}, {}
         if config.model.path == EMBEDDED:
             stages["base"] = self._add("base", mapping["model"]["base"], {})
@@ -188,7 +215,7 @@ class _Builder:
                 "source": config.data.source,
             }
             stages["ladder"] = self._add("ladder", ladder, model)
-        own = json.loads(json.dumps(mapping))
+        own = {**mapping, "model": {**mapping["model"]}, "data": {**mapping["data"]}}
         del own["model"]["base"], own["data"]["ladder"]
         self._base(config, model)
         consumed = {role: stages[role] for role in ("ladder",) if role in stages}
@@ -208,8 +235,9 @@ class _Builder:
     def _base(self, config: TrainConfig, model: dict[str, str]) -> None:
         """The untrained base under the arm's prompt, unless it is there."""
         evaluation = self._add_evaluation(config, model)
-        if any(base.stages["evaluate"] == evaluation for base in self.bases):
+        if evaluation in self._base_evaluations:
             return
+        self._base_evaluations.add(evaluation)
         arm = f"base/{config.prompt}"
         if any(base.arm == arm for base in self.bases):  # Arms that start from another model.
             arm += f"/{evaluation.removeprefix('evaluate-')[:8]}"
@@ -227,11 +255,12 @@ class _Builder:
         )
 
     def _add_evaluation(self, config: TrainConfig, model: dict[str, str]) -> str:
-        mapping = {**self._evaluate, "prompt": config.prompt}
-        evaluate = to_mapping(from_mapping(EvaluateConfig, mapping, source="evaluate"))
-        return self._add(
-            "evaluate", {**evaluate, "model": None if model else config.model.path}, model
-        )
+        if config.prompt not in self._evaluations:
+            mapping = {**self._evaluate, "prompt": config.prompt}
+            evaluate = from_mapping(EvaluateConfig, mapping, source="evaluate")
+            self._evaluations[config.prompt] = to_mapping(evaluate)
+        path = None if model else config.model.path
+        return self._add("evaluate", {**self._evaluations[config.prompt], "model": path}, model)
 
     def _add(self, kind: str, config: dict[str, Any], consumes: dict[str, str]) -> str:
         resources: Resources = getattr(self._resources, kind)
@@ -306,31 +335,60 @@ def _by_content(config: dict[str, Any], fingerprints: dict[str, str]) -> dict[st
     return with_overrides(config, found)
 
 
+def _differences(one: Any, other: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """The settings (dotted) of ``other`` that are not those of ``one``."""
+    found: dict[str, Any] = {}
+    for key, value in other.items():
+        if isinstance(value, dict) and isinstance(one.get(key), dict):
+            found |= _differences(one[key], value, f"{prefix}{key}.")
+        elif key not in one or value != one[key]:
+            found[f"{prefix}{key}"] = value
+    return found
+
+
 def write_plan(plan: Plan, path: Path) -> None:
-    """Write ``plan.json``."""
-    content = {
-        "name": plan.name,
-        "reference_arm": plan.reference_arm,
-        "cells": [dataclasses.asdict(run) for run in plan.runs],
-        "stages": [dataclasses.asdict(stage) for stage in plan.stages.values()],
-    }
-    write_atomically(path, json.dumps(content, indent=1, ensure_ascii=False))
+    """Write ``plan.json``: a line for each cell, with what differs from ``start``, and stage."""
+    cells = []
+    for run in plan.runs:
+        settings = None if run.config is None else _differences(plan.start, run.config)
+        cells.append({**vars(run), "config": settings})
+    stages = [{**vars(s), "resources": vars(s.resources)} for s in plan.stages.values()]
+    text = (
+        f'{{"name": {_json(plan.name)}, "reference_arm": {_json(plan.reference_arm)},\n'
+        f'"start": {_json(plan.start)},\n"cells": {_lines(cells)},\n"stages": {_lines(stages)}}}\n'
+    )
+    write_atomically(path, text)
+
+
+def _json(value: Any) -> str:
+    return json.dumps(value, ensure_ascii=False)
+
+
+def _lines(rows: list[dict[str, Any]]) -> str:
+    return "[\n" + ",\n".join(map(_json, rows)) + "\n]"
 
 
 def read_plan(path: Path) -> Plan:
     """Read ``plan.json``. Raises InputError when there is none."""
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
+        start = content["start"]
         return Plan(
             name=content["name"],
             reference_arm=content["reference_arm"],
-            runs=[Run(**run) for run in content["cells"]],
+            runs=[_read_run(run, start) for run in content["cells"]],
             stages={
                 stage["id"]: Stage(**{**stage, "resources": Resources(**stage["resources"])})
                 for stage in content["stages"]
             },
+            start=start,
         )
     except FileNotFoundError:
         raise InputError(f"{path.parent}: no sweep here (no {path.name})") from None
     except (ValueError, KeyError, TypeError) as error:
         raise InputError(f"{path}: not a plan ({error}); run the sweep again to write it") from None
+
+
+def _read_run(cell: dict[str, Any], start: dict[str, Any]) -> Run:
+    settings = cell["config"]
+    return Run(**{**cell, "config": None if settings is None else with_overrides(start, settings)})

@@ -67,8 +67,10 @@ class Pruned(BaseException):
     """The job's result is not wanted any more; what it has written stays."""
 
 
-def run(task: Task, *, executor: str, job: str) -> State:
+def run(task: Task, *, executor: str, job: str, queued: bool = False) -> State:
     """Run the stage, write its result and status, and return the state it ended in.
+
+    ``queued``: a queue may start a stage again that was cancelled, so that its status is submitted.
 
     SIGTERM and SIGINT raise Cancelled in the stage, and SIGUSR2 Displaced, after which it is
     submitted, not running. A file ``prune`` in its folder ends it when it next tells its progress:
@@ -108,7 +110,8 @@ def run(task: Task, *, executor: str, job: str) -> State:
             interruption.armed = False
             traceback.print_exc()
             state, error = "failed", {"class": type(cause).__name__, "message": str(cause)}
-        status.end(state, error)
+        requeued = queued and (error or {}).get("class") == "Cancelled"
+        status.end("submitted" if requeued else state, None if requeued else error)
     store.event(state, stage=task.id, attempt=task.attempt, **(error or {}))
     return state
 

@@ -56,12 +56,11 @@ def describe(
         "arms, as differences from the reference:",
     ]
     width = max(len(run.arm) for run in plan.runs)
-    shown = set()
+    trained_of: dict[str, list[Run]] = {}
     for run in [*cells, *variants]:
-        if run.arm in shown:
-            continue
-        shown.add(run.arm)
-        trained = [other for other in plan.runs if other.arm == run.arm]
+        trained_of.setdefault(run.arm, []).append(run)
+    for run, *others in trained_of.values():
+        trained = [run, *others]
         finished = sum(set(other.stages.values()) <= done for other in trained)
         state = f"  [{finished} of {len(trained)} done]" if finished else ""
         lines.append(f"  {run.arm:<{width}}  {_difference(run, reference)}{state}")

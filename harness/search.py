@@ -251,7 +251,7 @@ class Owner:
         """``slots``: trials at a time. Trials that were under way are taken up first."""
         import optuna
 
-        self.plan = Plan(name=search.name, reference_arm="winner", runs=[], stages={})
+        self.plan = Plan(name=search.name, reference_arm="winner", runs=[], stages={}, start=start)
         self.confirming = False
         self._search, self._path, self._start = search, path, start
         self._store, self._study, self._slots = store, study, slots
@@ -263,10 +263,8 @@ class Owner:
         for frozen in study.get_trials(deepcopy=False):
             if frozen.state.name == "RUNNING":
                 self._begin(optuna.Trial(study, frozen._trial_id))
-            elif frozen.state.is_finished():
-                stages = self._add(frozen.number, frozen.user_attrs["settings"])
-                if frozen.state.name != "FAIL":
-                    self._stages |= stages
+            elif frozen.state.name in ("COMPLETE", "PRUNED"):
+                self._stages |= self._add(frozen.number, frozen.user_attrs["settings"])
 
     def grow(self, states: dict[str, State]) -> list[Stage]:
         """What the dispatcher is to run as well, after looking at what ended."""
@@ -302,7 +300,7 @@ class Owner:
         """Note a trial's run in the plan; the stages it needs."""
         seeded = {**settings, "seed": self._search.seed}
         config = train_config(self._start, seeded, f"{self._path}: trial {number}")
-        run, stages = training(f"trial-{number}", config, self._search.resources)
+        run, stages = training(f"trial-{number}", config, self._search.resources, self._start)
         self.plan.runs.append(run)
         self._trained[number] = run.stages["train"]
         return stages

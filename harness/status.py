@@ -1,6 +1,5 @@
 """How a sweep stands: ``python -m harness.status DIR``."""
 
-import dataclasses
 import json
 from pathlib import Path
 from typing import Any
@@ -8,14 +7,15 @@ from typing import Any
 from jsonargparse import ArgumentParser
 
 from harness import detach, machine, process, tail
-from harness.cli import run_command
+from harness.cli import many_objects, run_command
 from harness.estimate import duration, estimate
 from harness.executors import slurm
-from harness.graph import Plan, read_plan
+from harness.graph import read_plan
 from harness.store import Status, Store
 from observe.errors import InputError
 
 
+@many_objects()
 def sweep_status(store: Store) -> dict[str, Any]:
     """The sweep's state as plain values: launcher, stages with what is known of them, time left.
 
@@ -24,12 +24,13 @@ def sweep_status(store: Store) -> dict[str, Any]:
     when there is no sweep.
     """
     plan = read_plan(store.plan_file)
+    runs = plan.runs_of()
     stages, readable = [], {}
     for stage in plan.stages.values():
         entry: dict[str, Any] = {
             "stage": stage.id,
             "kind": stage.kind,
-            "runs": _runs(plan, stage.id),
+            "runs": [run.run for run in runs[stage.id]],
         }
         try:
             status = store.status(stage.id)
@@ -37,7 +38,7 @@ def sweep_status(store: Store) -> dict[str, Any]:
             entry |= {"state": "unknown", "error": {"class": "InputError", "message": str(error)}}
             status = Status(stage=stage.id)
         else:
-            entry |= dataclasses.asdict(status)
+            entry |= vars(status)
             entry |= {"seconds": round(status.seconds, 3), "log": str(store.log(stage.id))}
         readable[stage.id] = status
         stages.append(entry)
@@ -64,10 +65,6 @@ def _liveness(store: Store, statuses: list[Status]) -> dict[str, process.Livenes
     jobs = [status for status in running if status.executor == "slurm"]
     alive = {s.stage: process.liveness(s.process) for s in running if s.executor != "slurm"}
     return alive | (slurm.liveness(store.directory, jobs) if jobs else {})
-
-
-def _runs(plan: Plan, stage: str) -> list[str]:
-    return [run.run for run in plan.runs if stage in run.stages.values()]
 
 
 def describe_status(status: dict[str, Any]) -> str:

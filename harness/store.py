@@ -10,6 +10,7 @@ import contextlib
 import dataclasses
 import errno
 import fcntl
+import functools
 import io
 import json
 import os
@@ -17,8 +18,6 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal, get_args
-
-from ruamel.yaml import YAML
 
 from harness import process
 from observe.errors import InputError
@@ -112,11 +111,11 @@ class Store:
 
     def folder(self, stage: str) -> Path:
         """The stage's own folder."""
-        return self.directory / "stages" / stage
+        return Path(f"{self.directory}/stages/{stage}")  # Asked for thousands of times.
 
     def log(self, stage: str) -> Path:
         """What the stage printed."""
-        return self.folder(stage) / "log.txt"
+        return Path(f"{self.directory}/stages/{stage}/log.txt")
 
     def prune_marker(self, stage: str) -> Path:
         """A file that tells the running stage to end: its result is not wanted any more."""
@@ -128,9 +127,10 @@ class Store:
         Raises InputError when the file is there and cannot be understood: that is neither done
         nor safe to run again.
         """
-        path = self.folder(stage) / "status.json"
+        path = f"{self.directory}/stages/{stage}/status.json"
         try:
-            text = path.read_text(encoding="utf-8")
+            with open(path, encoding="utf-8") as file:
+                text = file.read()
         except FileNotFoundError:
             return Status(stage=stage)
         try:
@@ -141,15 +141,15 @@ class Store:
                 raise ValueError(f"it belongs to stage {status.stage!r}")
         except (TypeError, ValueError) as error:
             raise InputError(
-                f"{path}: not a stage's status ({error}); delete the folder {path.parent} to run "
-                "this stage again"
+                f"{path}: not a stage's status ({error}); delete the folder "
+                f"{self.folder(stage)} to run this stage again"
             ) from None
         return status
 
     def write_status(self, status: Status, *, durable: bool = True) -> None:
         """Replace the stage's status atomically; ``durable`` also waits for the disk."""
         path = self.folder(status.stage) / "status.json"
-        write_atomically(path, _json(dataclasses.asdict(status), indent=1), durable=durable)
+        write_atomically(path, _json(vars(status), indent=1), durable=durable)
 
     def write_result(self, stage: str, result: dict[str, Any]) -> None:
         """Write what the stage returned."""
@@ -269,11 +269,18 @@ def write_atomically(path: Path, text: str, *, durable: bool = True) -> None:
 def write_yaml(path: Path, mapping: dict[str, Any]) -> None:
     """Write nested plain values as YAML 1.2, atomically."""
     buffer = io.StringIO()
+    _yaml().dump(mapping, buffer)
+    write_atomically(path, buffer.getvalue(), durable=False)
+
+
+@functools.cache
+def _yaml() -> Any:
+    from ruamel.yaml import YAML  # Workers start without it.
+
     yaml = YAML(typ="safe", pure=True)
     yaml.default_flow_style = False
     yaml.sort_base_mapping_type_on_output = False  # type: ignore[assignment]
-    yaml.dump(mapping, buffer)
-    write_atomically(path, buffer.getvalue(), durable=False)
+    return yaml
 
 
 def _json(value: Any, *, indent: int | None = None) -> str:

@@ -6,6 +6,7 @@ docstring under a field is its ``--help``.
 
 import dataclasses
 import difflib
+import functools
 import math
 import types
 import typing
@@ -311,14 +312,14 @@ def load_yaml(path: Path) -> Any:
 
 
 def with_overrides(mapping: dict[str, Any], overrides: dict[str, Any]) -> dict[str, Any]:
-    """A copy of a nested mapping with dotted keys (``reward.bonus.weight``) set."""
-    result = {k: with_overrides(v, {}) if isinstance(v, dict) else v for k, v in mapping.items()}
+    """A nested mapping with dotted keys (``reward.bonus.weight``) set; the rest is shared."""
+    result = dict(mapping)
     for key, value in overrides.items():
         *parents, leaf = key.split(".")
         node = result
         for parent in parents:
-            if not isinstance(node.get(parent), dict):
-                node[parent] = {}
+            inner = node.get(parent)
+            node[parent] = dict(inner) if isinstance(inner, dict) else {}
             node = node[parent]
         node[leaf] = value
     return result
@@ -346,7 +347,7 @@ def from_mapping(cls: type[Config], mapping: Any, *, source: str, key: str = "")
     """
     if not isinstance(mapping, dict):
         raise InputError(f"{source}: {key or 'the file'}: expected a mapping, got {mapping!r}")
-    hints = typing.get_type_hints(cls)
+    hints = _hints(typing.cast(type, cls))
     for name in mapping:
         if name not in hints:
             close = difflib.get_close_matches(str(name), hints, n=1)
@@ -366,6 +367,12 @@ def from_mapping(cls: type[Config], mapping: Any, *, source: str, key: str = "")
         return cls(**values)
     except InputError as error:
         raise InputError(f"{source}: {error}") from None
+
+
+@functools.cache
+def _hints(cls: type) -> dict[str, Any]:
+    """Field -> its type."""
+    return typing.get_type_hints(cls)
 
 
 def _join(key: str, name: str) -> str:

@@ -24,6 +24,8 @@ from observe.errors import InputError
 
 LAG_S = 60.0
 """How late a file written on a node may be seen here (attribute caches of NFS)."""
+SILENT_S = 600.0
+"""How long a job that runs may give no sign of life until that is said: it may be setting up."""
 CLOSE_S = 10.0
 """How long to wait for finished jobs to leave the queue."""
 CANCEL_S = 45.0
@@ -56,7 +58,7 @@ class SlurmExecutor:
         self._in_flight: dict[str, Element] = {}
         self._attached: dict[str, Status] = {}
         self._earlier: dict[tuple[str, int], Element] | None = None
-        self._sent: set[str] = set()
+        self._names: set[str] = set()
         self._stuck: set[str] = set()
         self._stopping = self._killing = self._silent = False
         self._next_look = 0.0
@@ -65,17 +67,15 @@ class SlurmExecutor:
         return len(self._in_flight) + len(self._unsent) < self._limit
 
     def submit(self, task: Task) -> None:
+        self._read_markers(task)
         # Sent by poll, together with all that are ready now.
         self._unsent.append(task)
 
     def attach(self, task: Task, status: Status) -> Liveness:
-        if self._earlier is None:
-            self._earlier = elements(Path(task.directory))
-        element = self._earlier.get((task.id, task.attempt))
+        element = self._read_markers(task).get((task.id, task.attempt))
         if element:
             # Whether it still is, poll finds out: only Slurm can tell, and it may be silent now.
             self._in_flight[task.id] = element
-            self._sent.add(element.array.name)
             return "alive"
         if status.process is None:
             return "dead"  # Its launcher died before it was sent.
@@ -110,10 +110,22 @@ class SlurmExecutor:
         self._stop(kill=True)
 
     def close(self) -> None:
-        """Let what has ended leave the queue."""
+        """Let what has ended leave the queue, and take out what nobody waits for."""
         deadline = time.monotonic() + CLOSE_S
-        while self._sent and time.monotonic() < deadline and not _left(self._sent):
+        while self._names and time.monotonic() < deadline:
+            jobs = slurm.queue()
+            if jobs is not None:
+                self._cancel_strays(jobs)
+                if not any(job.name in self._names and not job.final for job in jobs.values()):
+                    return
             time.sleep(0.1)
+
+    def _read_markers(self, task: Task) -> dict[tuple[str, int], Element]:
+        """What earlier launchers sent, from the sweep's folder."""
+        if self._earlier is None:
+            self._earlier = elements(Path(task.directory))
+            self._names |= {element.array.name for element in self._earlier.values()}
+        return self._earlier
 
     def _stop(self, *, kill: bool) -> None:
         self._stopping, self._killing = True, self._killing or kill
@@ -149,7 +161,7 @@ class SlurmExecutor:
         )
         shutil.rmtree(array.folder, ignore_errors=True)
         array.write()
-        self._sent.add(array.name)
+        self._names.add(array.name)
         others = bool(self._in_flight)
         for index, task in enumerate(tasks):
             self._in_flight[task.id] = Element(array=array, index=index)
@@ -181,17 +193,42 @@ class SlurmExecutor:
                 "Slurm does not answer, and its jobs may go on: stop them with "
                 "python -m harness.cancel when it does, or run the sweep again to take them up"
             )
-        ended = []
+        ended, never_taken = [], set()
         for stage, element in list(self._in_flight.items()):
             detail = self._end(element, jobs)
             if detail is not None:
                 ended.append(Ended(id=stage, detail=detail))
             elif jobs is not None and element.array.job is None and element.array.settled:
-                self._unsent.append(element.task)  # It was never taken.
+                self._unsent.append(element.task)
+                never_taken.add(element.array.folder)
             else:
                 continue
             del self._in_flight[stage]
+        for folder in never_taken:  # The next launcher must not look for it.
+            shutil.rmtree(folder)
+        if jobs is not None:
+            self._cancel_strays(jobs)
         return ended
+
+    def _cancel_strays(self, jobs: dict[str, slurm.Job]) -> None:
+        """Take out jobs of this sweep that no stage waits for.
+
+        Slurm queues a job again whose end it has forgotten; and an sbatch whose launcher was killed
+        may reach Slurm later than its array was given up.
+        """
+        flying = self._in_flight.values()
+        awaited = {element.array.key(element.index) for element in flying if element.array.job}
+        sought = {element.array.name for element in flying if not element.array.job}
+        strays = [
+            job.key
+            for job in jobs.values()
+            if job.name in self._names - sought
+            and job.key not in awaited
+            and not job.final
+            and job.state != "COMPLETING"
+        ]
+        if strays:
+            slurm.cancel(strays, [])
 
     def _find(self, jobs: dict[str, slurm.Job]) -> None:
         """Complete the markers of arrays that were sent, and whose id nobody noted."""
@@ -215,33 +252,49 @@ class SlurmExecutor:
         """How a stage's job ended; None when it has not, or nobody knows."""
         array, task = element.array, element.task
         known = jobs.get(array.key(element.index)) if jobs and array.job else None
-        if known and known.state == "PENDING":
-            if known.stuck and known.key not in self._stuck:
-                self._stuck.add(known.key)
-                print(
-                    f"Slurm lets job {known.key} wait ({known.reason}): mend that, or "
-                    f"'scancel {known.key}' to have it sent anew",
-                    flush=True,
-                )
-            return None
-        status = Store(Path(task.directory)).status(task.id)
+        if known and known.name != array.name:
+            known = None  # A controller that was killed may give an id out again.
+        status, now = Store(Path(task.directory)).status(task.id), time.monotonic()
         if status.state in ("done", "failed"):
-            # Until its process has gone it counts at the site's limit.
-            return None if known and known.state == "RUNNING" else status.state
+            # Until its process has gone it counts at the site's limit. A controller that was killed
+            # may not know that it went.
+            element.over_since = element.over_since or now
+            stays = known and known.state == "RUNNING" and now - element.over_since < CLOSE_S
+            return None if stays else status.state
+        if status.heartbeat != element.heartbeat:  # It works, whatever Slurm says.
+            element.heartbeat, element.heard, element.missing_since = status.heartbeat, now, None
         if jobs is None or array.job is None:
             return None
         if known and not known.final:
             element.missing_since = None
+            if known.state != "RUNNING":
+                element.heard = now
+            self._warn_if_stuck(known, now - element.heard)
             return None
         if known is None:
             known = slurm.accounted(array.key(element.index))
-        if known and known.final and (known.state != "COMPLETED" or status.state == "cancelled"):
+        if known and known.final and known.state != "COMPLETED":
             return known.detail
         # It ended well, or long ago: its status tells the rest as soon as it can be seen here.
-        element.missing_since = element.missing_since or time.monotonic()
-        if time.monotonic() - element.missing_since < LAG_S:
+        element.missing_since = element.missing_since or now
+        if now - element.missing_since < LAG_S:
             return None
         return f"its Slurm job {array.key(element.index)} is gone without a word"
+
+    def _warn_if_stuck(self, job: slurm.Job, silent_s: float) -> None:
+        """Say it once when a job waits for something that will not happen by itself."""
+        if job.stuck:
+            why = f"waits ({job.reason}): mend that"
+        elif job.state == "RUNNING" and silent_s > SILENT_S:
+            why = f"runs, but gives no sign of life for {silent_s:.0f} s: see whether it does"
+        else:
+            return
+        if job.key not in self._stuck:
+            self._stuck.add(job.key)
+            print(
+                f"Slurm says that job {job.key} {why}, or 'scancel {job.key}' to have it sent anew",
+                flush=True,
+            )
 
 
 def liveness(directory: Path, statuses: list[Status]) -> dict[str, Liveness]:

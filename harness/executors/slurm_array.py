@@ -76,6 +76,12 @@ class Element:
     index: int
     missing_since: float | None = None
     """Since when neither Slurm nor a status knows what became of it (monotonic seconds)."""
+    heartbeat: float | None = None
+    """The last sign of life that was seen."""
+    heard: float = dataclasses.field(default_factory=time.monotonic)
+    """When it was seen, or its job last waited (monotonic seconds)."""
+    over_since: float | None = None
+    """Since when its stage is known to be done or failed (monotonic seconds)."""
 
     @property
     def task(self) -> Task:
@@ -168,7 +174,10 @@ def run_element(folder: str) -> None:
     if status.attempt == task.attempt and status.state in ("done", "failed"):
         return  # Queued again by Slurm itself, after all was done.
     array.job = os.environ.get("SLURM_ARRAY_JOB_ID", os.environ["SLURM_JOB_ID"])
-    if job.run(task, executor="slurm", job=array.key(index)) != "submitted":
+    state = job.run(task, executor="slurm", job=array.key(index), queued=True)
+    if state == "cancelled":
+        sys.exit(1)  # So that Slurm does not call it complete.
+    if state != "submitted":
         return
     if int(os.environ.get("SLURM_RESTART_COUNT", "0")) < array.max_requeues:
         slurm.requeue_this_job()

@@ -3,6 +3,7 @@
 What a stage does stands in its config under ``do``; every start leaves a line in ``starts``.
 """
 
+import fcntl
 import json
 import logging
 import math
@@ -70,6 +71,24 @@ def stage(
         "threads": os.environ["OMP_NUM_THREADS"],
         "gpus": os.environ.get("CUDA_VISIBLE_DEVICES"),
     }
+
+
+def effect(
+    config: dict[str, Any], out: Path, inputs: dict[str, Path], progress: Progress
+) -> dict[str, Any]:
+    """Sleep for ``seconds``, then take effect: a line in ``effect``; two at once: ``overlap``."""
+    _started(out)
+    for folder in inputs.values():
+        assert (folder / "effect").read_text() == "effect\n"
+    with (out / "lock").open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            (out / "overlap").touch()
+        time.sleep(config["seconds"])
+        with (out / "effect").open("a") as file:
+            file.write("effect\n")
+    return {}
 
 
 def base(

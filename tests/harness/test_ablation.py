@@ -228,7 +228,9 @@ import sys
 import harness.plan, harness.status, harness.cancel, harness.dispatch, harness.sweep
 import harness.gc
 harness.plan.main([sys.argv[1]])
-heavy = {"torch", "transformers", "pandas", "numpy", "pyarrow", "lm_eval"} & set(sys.modules)
+assert harness.status.main(["nowhere"]) == harness.cancel.main(["nowhere"]) == 2
+heavy = {"torch", "transformers", "pandas", "numpy", "pyarrow", "lm_eval", "submitit", "optuna"}
+heavy &= set(sys.modules)
 assert not heavy, heavy
 """
     file = ROOT / "ablations" / "full.yaml"

@@ -223,6 +223,15 @@ def test_a_plan_is_read_as_it_was_written(tmp_path: Path) -> None:
     assert {"kind", "config", "consumes"} <= set(content["stages"][0])
 
 
+def test_a_cell_is_written_as_what_it_changes(tmp_path: Path) -> None:
+    plan = plan_of(write_ablation(tmp_path))
+    write_plan(plan, tmp_path / "plan.json")
+    content = json.loads((tmp_path / "plan.json").read_text())
+    cells = {cell["arm"]: cell["config"] for cell in content["cells"]}
+    assert cells["bonus"] == {"reward.bonus.weight": 0.2} and cells["base/think"] is None
+    assert read_plan(tmp_path / "plan.json").runs == plan.runs
+
+
 def test_a_damaged_plan_is_bad_input(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="no sweep here"):
         read_plan(tmp_path / "plan.json")

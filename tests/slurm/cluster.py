@@ -1,13 +1,14 @@
 """A real Slurm on this host, without root, containers or systemd.
 
-``python tests/slurm/cluster.py`` gets the programs ready and says where they are. They are those on
-PATH, else Debian's packages, unpacked into a cache folder. Their daemons (munged, slurmctld,
-slurmd) take about 20 MB and start in seconds; a node claims more cores than the host has, and
-memory it may not have, so that queueing can be tested anywhere.
+``python tests/slurm/cluster.py`` gets the programs and says where they are: those on PATH, else
+Debian's packages, unpacked into a cache folder; ``... run COMMAND`` runs a command where they work.
+Their daemons (munged, slurmctld, slurmd) take about 20 MB and start in seconds; a node claims more
+cores than the host has, and memory it may not have, so that queueing can be tested anywhere.
 """
 
 import contextlib
 import ctypes
+import dataclasses
 import getpass
 import os
 import platform
@@ -16,6 +17,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -29,6 +31,24 @@ MAX_ARRAY_SIZE = 5
 
 class Unavailable(Exception):
     """There is no Slurm to be had here; the message says why."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Cluster:
+    """Daemons that run."""
+
+    environment: dict[str, str]
+    """In which commands reach them."""
+    supervisors: dict[str, "subprocess.Popen[bytes]"]
+    """munged, slurmctld and slurmd, each under a process that can start it again."""
+
+    def kill(self, daemon: str) -> None:
+        """SIGKILL; it stays away until ``start``."""
+        self.supervisors[daemon].send_signal(signal.SIGUSR1)
+
+    def start(self, daemon: str) -> None:
+        """Start a daemon that was killed."""
+        self.supervisors[daemon].send_signal(signal.SIGUSR2)
 
 
 def cache() -> Path:
@@ -65,32 +85,32 @@ def fetch() -> Path:
 
 
 @contextlib.contextmanager
-def running(root: Path, folder: Path) -> Iterator[dict[str, str]]:
-    """Daemons that live as long as the context; the environment in which commands reach them."""
-    environment = _configure(root, folder)
-    daemons: list[subprocess.Popen[bytes]] = []
+def running(root: Path, folder: Path, *, max_array_size: int = MAX_ARRAY_SIZE) -> Iterator[Cluster]:
+    """Daemons that live as long as the context."""
+    environment = _configure(root, folder, max_array_size)
+    cluster = Cluster(environment=environment, supervisors={})
     try:
-        for command in _daemons(root, folder):
-            log = open(folder / f"{Path(command[0]).name}.out", "wb")  # noqa: SIM115
-            # Through ``reap``: slurmd waits for orphans of a job, which not every container's
-            # first process reaps.
-            command = [sys.executable, __file__, "reap", *command]
-            daemons.append(
-                subprocess.Popen(command, env={**os.environ, **environment}, stdout=log, stderr=log)
+        for name, command in _daemons(root, folder).items():
+            log = open(folder / f"{name}.out", "wb")  # noqa: SIM115
+            cluster.supervisors[name] = subprocess.Popen(
+                [sys.executable, __file__, "supervise", *command],
+                env={**os.environ, **environment},
+                stdout=log,
+                stderr=log,
             )
-            if len(daemons) == 1:
+            if name == "munged":
                 _wait(lambda: (folder / "munge.socket").exists(), "munged", folder)
         _wait(lambda: "idle" in _ask(environment, "sinfo", "-h", "-o", "%T"), "the node", folder)
-        yield environment
+        yield cluster
     finally:
         _ask(environment, "scancel", "--user", getpass.getuser())
-        for daemon in reversed(daemons):
-            daemon.send_signal(signal.SIGTERM)
-        for daemon in daemons:
-            daemon.wait()
+        for supervisor in reversed(cluster.supervisors.values()):
+            supervisor.send_signal(signal.SIGTERM)
+        for supervisor in cluster.supervisors.values():
+            supervisor.wait()
 
 
-def _configure(root: Path, folder: Path) -> dict[str, str]:
+def _configure(root: Path, folder: Path, max_array_size: int) -> dict[str, str]:
     (folder / "state").mkdir()
     (folder / "spool").mkdir()
     key = folder / "munge.key"
@@ -133,7 +153,7 @@ SlurmdParameters=config_overrides
 ReturnToService=2
 KillWait=2
 MinJobAge=300
-MaxArraySize={MAX_ARRAY_SIZE}
+MaxArraySize={max_array_size}
 JobRequeue=1
 NodeName={host} NodeAddr=127.0.0.1 CPUs={CPUS} RealMemory={MEMORY_MB} State=UNKNOWN
 PartitionName=main Nodes=ALL Default=YES MaxTime=INFINITE State=UP
@@ -146,8 +166,8 @@ PartitionName=main Nodes=ALL Default=YES MaxTime=INFINITE State=UP
     return environment
 
 
-def _daemons(root: Path, folder: Path) -> list[list[str]]:
-    """The commands that start munged, slurmctld and slurmd in the foreground."""
+def _daemons(root: Path, folder: Path) -> dict[str, list[str]]:
+    """The commands that run munged, slurmctld and slurmd in the foreground."""
 
     def program(name: str) -> str:
         return shutil.which(name) or str(root / "usr/sbin" / name) if root == Path("/") else str(
@@ -161,7 +181,7 @@ def _daemons(root: Path, folder: Path) -> list[list[str]]:
     slurmd = [program("slurmd"), "-D"]
     if root != Path("/"):
         slurmd += ["-d", program("slurmstepd")]
-    return [munged, [program("slurmctld"), "-D", "-c"], slurmd]
+    return {"munged": munged, "slurmctld": [program("slurmctld"), "-D"], "slurmd": slurmd}
 
 
 def _wait(condition: "object", what: str, folder: Path) -> None:
@@ -189,22 +209,55 @@ def _free_port() -> int:
         return listener.getsockname()[1]
 
 
-def reap(command: list[str]) -> int:
-    """Run a command, and be the parent of the orphans it leaves; its exit code."""
+def supervise(command: list[str]) -> int:
+    """Run a daemon until SIGTERM, and be the parent of the orphans that it leaves.
+
+    slurmd waits for orphans of a job, which not every container's first process reaps. SIGUSR1
+    kills the daemon, SIGUSR2 starts it again.
+    """
     set_child_subreaper = 36
     ctypes.CDLL(None).prctl(set_child_subreaper, 1, 0, 0, 0)
-    child = subprocess.Popen(command)
-    signal.signal(signal.SIGTERM, lambda number, frame: child.send_signal(number))
+    daemon, ending = subprocess.Popen(command), False
+
+    def end(*_: object) -> None:
+        nonlocal ending
+        ending = True
+        if daemon.poll() is not None:
+            sys.exit(0)
+        daemon.terminate()
+
+    def again(*_: object) -> None:
+        nonlocal daemon
+        daemon = subprocess.Popen(command)
+
+    signal.signal(signal.SIGTERM, end)
+    signal.signal(signal.SIGUSR1, lambda *_: daemon.kill())
+    signal.signal(signal.SIGUSR2, again)
     while True:
-        pid, status = os.wait()
-        if pid == child.pid:
+        try:
+            pid, status = os.wait()
+        except ChildProcessError:  # The daemon was killed, and left nobody.
+            time.sleep(0.1)
+            continue
+        if ending and pid == daemon.pid:
             return os.waitstatus_to_exitcode(status)
 
 
+def run(command: list[str]) -> int:
+    """Run a command with a cluster of its own; its exit code."""
+    with (
+        tempfile.TemporaryDirectory(prefix="slurm") as folder,
+        running(fetch(), Path(folder), max_array_size=1001) as cluster,
+    ):
+        return subprocess.run(command, env={**os.environ, **cluster.environment}).returncode
+
+
 if __name__ == "__main__":
-    if sys.argv[1:2] == ["reap"]:
-        sys.exit(reap(sys.argv[2:]))
+    if sys.argv[1:2] == ["supervise"]:
+        sys.exit(supervise(sys.argv[2:]))
     try:
+        if sys.argv[1:2] == ["run"]:
+            sys.exit(run(sys.argv[2:]))
         print(f"Slurm for the tests: {fetch()}")
     except Unavailable as reason:
         sys.exit(f"make test-slurm needs Slurm: {reason}")

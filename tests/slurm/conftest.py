@@ -25,10 +25,10 @@ def slurm() -> Iterator[None]:
     # Not pytest's folder: the path of a socket is short.
     with (
         tempfile.TemporaryDirectory(prefix="slurm") as folder,
-        cluster.running(root, Path(folder)) as environment,
+        cluster.running(root, Path(folder)) as shared,
         pytest.MonkeyPatch.context() as patch,
     ):
-        for name, value in environment.items():
+        for name, value in shared.environment.items():
             patch.setenv(name, value)
         yield
 

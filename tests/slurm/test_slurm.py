@@ -23,10 +23,13 @@ from sweeps import stages
 from harness import cancel, slurm, status
 from harness.ablation import Resources
 from harness.dispatch import Outcome, dispatch
+from harness.executors import slurm as slurm_executor
+from harness.executors import slurm_array
 from harness.executors.slurm import SlurmExecutor
 from harness.graph import Plan, write_plan
+from harness.job import Task
 from harness.profile import Profile
-from harness.store import State, Store
+from harness.store import State, Status, Store
 from observe.errors import InputError
 
 PROFILE = Profile(poll_seconds=0.3)
@@ -236,7 +239,7 @@ def test_a_job_that_reaches_its_time_limit_goes_on_in_the_next(store: Store) -> 
     meanwhile(hurry)
     assert run(plan, store, profile).complete
     assert len(starts(store, "a")) == 2 and store.status("a").attempt == 1
-    assert store.status("a").earlier_seconds > 30
+    assert store.status("a").earlier_seconds > 10
 
 
 def test_a_stage_that_never_gets_done_is_not_queued_for_ever(store: Store) -> None:
@@ -315,3 +318,59 @@ def test_what_slurm_refuses_is_bad_input_and_can_be_mended(store: Store) -> None
         run(plan, store, dataclasses.replace(PROFILE, partition="nowhere"))
     assert waiting_or_running() == []
     assert run(plan, store).complete
+
+
+def test_a_job_queued_again_while_nobody_watched_is_taken_up(store: Store) -> None:
+    plan = stages(("a", {"do": "wait_once"}, []))
+    launcher = launch(plan, store)
+    wait_for(lambda: starts(store, "a"))
+    kill(launcher)
+    job = str(store.status("a").job)
+    subprocess.run(["scontrol", "requeue", job], check=True)
+    wait_for(lambda: (slurm.queue() or {})[job].state == "PENDING")
+    meanwhile(lambda: start_now(store, "a"))
+    assert run(plan, store).complete
+    assert len(starts(store, "a")) == 2 and store.status("a").attempt == 1
+    assert events(store, "lost", "retry") == []
+
+
+def test_a_job_queued_again_after_its_end_is_taken_out(store: Store) -> None:
+    plan = stages(("a", {}, []))
+
+    def requeue() -> None:
+        wait_for(lambda: store.status("a").state == "done")
+        job = str(store.status("a").job)
+        wait_for(lambda: (slurm.queue() or {})[job].final)
+        subprocess.run(["scontrol", "requeue", job], check=True)
+
+    meanwhile(requeue)
+    # It looks first before the stage has begun, and then when it is queued again.
+    assert run(plan, store, dataclasses.replace(PROFILE, poll_seconds=6)).complete
+    assert waiting_or_running() == []
+    assert len(starts(store, "a")) == 1
+
+
+def test_an_id_that_slurm_gave_out_again_is_another_job(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(slurm_executor, "LAG_S", 1.0)
+    sbatch = ["sbatch", "--parsable", "--hold", "--output=/dev/null", "--wrap=true"]
+    other = subprocess.run(sbatch, capture_output=True, text=True, check=True).stdout.strip()
+    plan = stages(("a", {}, []))
+    task = Task(
+        id="a",
+        function="fake_stages:stage",
+        config={},
+        inputs={},
+        directory=str(store.directory),
+        attempt=1,
+    )
+    store.write_status(Status(stage="a", state="submitted", attempt=1, executor="slurm"))
+    tasks, sent = [task], time.time() - 1000
+    name = slurm_array.name_of(tasks)
+    slurm_array.Array(
+        name=name, sent=sent, minutes=10, max_requeues=1, tasks=tasks, job=other
+    ).write()
+    assert run(plan, store).complete
+    assert store.status("a").attempt == 2 and len(starts(store, "a")) == 1
+    assert [job.key for job in waiting_or_running()] == [other], "it is none of ours"
