@@ -265,6 +265,8 @@ class Owner:
                 self._begin(optuna.Trial(study, frozen._trial_id))
             elif frozen.state.name in ("COMPLETE", "PRUNED"):
                 self._stages |= self._add(frozen.number, frozen.user_attrs["settings"])
+        self.plan.stages.update(self._stages)
+        self._stages = {}
 
     def grow(self, states: dict[str, State]) -> list[Stage]:
         """What the dispatcher is to run as well, after looking at what ended."""

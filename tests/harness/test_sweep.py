@@ -267,11 +267,15 @@ def test_a_terminal_sees_a_live_table(tmp_path: Path) -> None:
     assert re.search(r"evaluate +0/4 .* 4 cancelled", text), text
 
 
+def states_of(store: Store) -> set[str]:
+    return {store.status(stage).state for stage in read_plan(store.plan_file).stages}
+
+
 def test_sigterm_and_cancel_stop_a_sweep(tmp_path: Path, capsys: Any) -> None:
     write_ablation(tmp_path)
     store = Store(tmp_path / "runs" / "small")
     launcher = launch(tmp_path, step_s=0.5)
-    wait_for(lambda: len(done(store)) >= 1)
+    wait_for(lambda: done(store) and "running" in states_of(store))
     assert status.main([str(store.directory), "--json"]) == 1
     shown = json.loads(capsys.readouterr().out)
     assert shown["launcher"] == "alive" and shown["expected_seconds"] > 0
@@ -281,7 +285,7 @@ def test_sigterm_and_cancel_stop_a_sweep(tmp_path: Path, capsys: Any) -> None:
     assert cancel.main([str(store.directory)]) == 0
     said, _ = launcher.communicate(timeout=30)
     assert launcher.returncode == 1 and "missing: base/think" in said
-    states = {store.status(s).state for s in read_plan(store.plan_file).stages}
+    states = states_of(store)
     assert "running" not in states and {"done", "cancelled"} <= states
     assert status.main([str(store.directory)]) == 1
     assert "launcher: none" in capsys.readouterr().out
