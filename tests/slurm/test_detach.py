@@ -89,6 +89,7 @@ def full_cluster() -> Iterator[Callable[[], None]]:
 
     yield free
     free()
+    wait_for(lambda: job not in active())
 
 
 def test_a_detached_sweep_runs_and_reports_by_itself(store: Store, tmp_path: Path) -> None:
