@@ -76,7 +76,8 @@ def submit_job(store: Store, profile: Profile, source: str) -> str:
     Slurm starts it again when its node fails. Raises InputError when it is refused.
     """
     asked = profile.launcher
-    minutes = min(round(asked.hours * 60), profile.max_minutes or round(asked.hours * 60))
+    minutes = max(1, round(asked.hours * 60))
+    minutes = min(minutes, profile.max_minutes or minutes)
     program = shlex.join([sys.executable, *PROGRAM, str(store.directory.resolve())])
     # In the shell's place, so that it gets the signals that are meant for the job.
     lines = ["#!/bin/bash", *profile.setup, *code_lines(source), f"exec {program}"]
@@ -93,8 +94,8 @@ def submit_job(store: Store, profile: Profile, source: str) -> str:
             "ntasks": 1,
             "cpus_per_task": 1,
             "mem": f"{round(asked.mem_gb * 1024)}M",
-            "time": max(1, minutes),
-            "signal": f"B:USR2@{profile.warning(max(1, minutes))}",
+            "time": minutes,
+            "signal": f"B:USR2@{profile.warning(minutes)}",
             "requeue": True,
             **asked.sbatch,
         },

@@ -144,7 +144,7 @@ def submit(script: Path, parameters: dict[str, str | int | bool | None]) -> str:
             check=False,
         )
     if run.returncode:
-        raise InputError(f"sbatch refused {script}: {run.stderr.strip()}; change the profile")
+        raise InputError(f"sbatch {script}: {run.stderr.strip()}; change the profile, or try again")
     return run.stdout.strip().partition(";")[0]
 
 

@@ -48,12 +48,14 @@ def sweep_status(store: Store) -> dict[str, Any]:
             words = {"alive": "running", "dead": "interrupted", "unknown": "unknown"}
             entry["state"] = words[alive[entry["stage"]]]
     launcher = detach.launcher_of(store)
+    log = detach.log_of(store)
     cost = estimate(plan, readable, cores=machine.cores(), jobs=None)
     return {
         "name": plan.name,
         "directory": str(store.directory),
         "launcher": launcher.state,
         "launcher_where": launcher.where,
+        "launcher_log": str(log) if log.exists() else None,
         "expected_seconds": round(cost.seconds, 1),
         "stages": stages,
     }
@@ -71,6 +73,8 @@ def describe_status(status: dict[str, Any]) -> str:
     """The status for people."""
     where = f" ({status['launcher_where']})" if status["launcher_where"] else ""
     lines = [f"{status['name']} in {status['directory']}; launcher: {status['launcher']}{where}"]
+    if status["launcher_log"]:
+        lines.append(f"  what a detached launcher said: {status['launcher_log']}")
     kinds = list(dict.fromkeys(stage["kind"] for stage in status["stages"]))
     for kind in kinds:
         states = [stage["state"] for stage in status["stages"] if stage["kind"] == kind]

@@ -98,7 +98,9 @@ def test_a_detached_sweep_is_seen_not_started_twice_and_can_be_stopped(
         assert f"process {launcher['pid']} on" in second.stdout
         assert "is running this sweep" in second.stdout
     assert status.main([str(store.directory)]) == 1
-    assert f"launcher: alive (process {launcher['pid']} on" in capsys.readouterr().out
+    shown = capsys.readouterr().out
+    assert f"launcher: alive (process {launcher['pid']} on" in shown
+    assert f"launcher said: {store.directory}/launcher.log" in shown
     assert cancel.main([str(store.directory)]) == 0
     assert process.liveness(launcher) == "dead"
     states = {store.status(stage).state for stage in read_plan(store.plan_file).stages}

@@ -80,7 +80,7 @@ def reported(store: Store) -> bool:
 @pytest.fixture
 def full_cluster() -> Iterator[Callable[[], None]]:
     """Another's job has all cores, until what this gives is called."""
-    blocker = ["sbatch", "--parsable", "--exclusive", "--wrap", "sleep 300"]
+    blocker = ["sbatch", "--parsable", "--exclusive", "--output=/dev/null", "--wrap=sleep 300"]
     job = subprocess.run(blocker, capture_output=True, text=True, check=True).stdout.strip()
     wait_for(lambda: active()[job].state == "RUNNING")
 
@@ -89,6 +89,7 @@ def full_cluster() -> Iterator[Callable[[], None]]:
 
     yield free
     free()
+    wait_for(lambda: job not in active())
 
 
 def test_a_detached_sweep_runs_and_reports_by_itself(store: Store, tmp_path: Path) -> None:
@@ -200,3 +201,11 @@ def test_jobs_run_the_code_of_the_launch_though_the_checkout_moves_on(
     assert "tomorrow" not in store.log(base).read_text()
     assert cancel.main([str(store.directory)]) == 0
     assert active() == {}
+
+
+def test_a_launcher_that_slurm_refuses_is_bad_input(store: Store, tmp_path: Path) -> None:
+    (tmp_path / "profile.yaml").write_text("{launcher: {partition: nowhere}}\n")
+    refused = sweep(tmp_path, "--detach")
+    assert refused.returncode == 2
+    assert "invalid partition specified: nowhere" in refused.stdout
+    assert "change the profile" in refused.stdout and active() == {}
