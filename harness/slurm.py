@@ -41,6 +41,8 @@ class Job:
     """Why it waits."""
     exit: int = 0
     """Exit code of its script; negative: the signal that ended it."""
+    restarts: int = 0
+    """How often Slurm queued it again."""
 
     @property
     def array(self) -> int:
@@ -73,7 +75,7 @@ def queue() -> dict[str, Job] | None:
 
     None when it does not answer.
     """
-    fields = "ArrayJobID:|,ArrayTaskID:|,Name:|,State:|,Reason:|,exit_code:|"
+    fields = "ArrayJobID:|,ArrayTaskID:|,Name:|,State:|,Reason:|,exit_code:|,RestartCnt:|"
     told = _ask(
         "squeue", "--user", getpass.getuser(), "--states=all", "--array", "-h", "-O", fields
     )
@@ -81,10 +83,15 @@ def queue() -> dict[str, Job] | None:
         return None
     jobs = {}
     for line in told.splitlines():
-        job, element, name, state, reason, status = line.split("|")[:6]
+        job, element, name, state, reason, status, restarts = line.split("|")[:7]
         key = job if element == "N/A" else f"{job}_{element}"
         jobs[key] = Job(
-            key=key, name=name, state=state, reason=reason, exit=_exit_code(int(status))
+            key=key,
+            name=name,
+            state=state,
+            reason=reason,
+            exit=_exit_code(int(status)),
+            restarts=int(restarts),
         )
     return jobs
 

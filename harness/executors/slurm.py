@@ -58,7 +58,7 @@ class SlurmExecutor:
         self._in_flight: dict[str, Element] = {}
         self._attached: dict[str, Status] = {}
         self._earlier: dict[tuple[str, int], Element] | None = None
-        self._names: set[str] = set()
+        self._arrays: dict[str, Array] = {}
         self._stuck: set[str] = set()
         self._stopping = self._killing = self._silent = False
         self._next_look = 0.0
@@ -112,11 +112,11 @@ class SlurmExecutor:
     def close(self) -> None:
         """Let what has ended leave the queue, and take out what nobody waits for."""
         deadline = time.monotonic() + CLOSE_S
-        while self._names and time.monotonic() < deadline:
+        while self._arrays and time.monotonic() < deadline:
             jobs = slurm.queue()
             if jobs is not None:
                 self._cancel_strays(jobs)
-                if not any(job.name in self._names and not job.final for job in jobs.values()):
+                if not self._left(jobs):
                     return
             time.sleep(0.1)
 
@@ -124,7 +124,7 @@ class SlurmExecutor:
         """What earlier launchers sent, from the sweep's folder."""
         if self._earlier is None:
             self._earlier = elements(Path(task.directory))
-            self._names |= {element.array.name for element in self._earlier.values()}
+            self._arrays |= {e.array.name: e.array for e in self._earlier.values()}
         return self._earlier
 
     def _stop(self, *, kill: bool) -> None:
@@ -161,7 +161,7 @@ class SlurmExecutor:
         )
         shutil.rmtree(array.folder, ignore_errors=True)
         array.write()
-        self._names.add(array.name)
+        self._arrays[array.name] = array
         others = bool(self._in_flight)
         for index, task in enumerate(tasks):
             self._in_flight[task.id] = Element(array=array, index=index)
@@ -221,14 +221,30 @@ class SlurmExecutor:
         sought = {element.array.name for element in flying if not element.array.job}
         strays = [
             job.key
-            for job in jobs.values()
-            if job.name in self._names - sought
-            and job.key not in awaited
-            and not job.final
-            and job.state != "COMPLETING"
+            for job in self._left(jobs)
+            if job.state != "COMPLETING" and job.key not in awaited and job.name not in sought
         ]
         if strays:
             slurm.cancel(strays, [])
+
+    def _left(self, jobs: dict[str, slurm.Job]) -> list[slurm.Job]:
+        """Jobs of this sweep that may still do something, without those of an earlier plan."""
+        return [
+            job
+            for job in jobs.values()
+            if not job.final
+            and (array := self._arrays.get(job.name))
+            and not self._of_earlier_plan(job, array)
+        ]
+
+    def _of_earlier_plan(self, job: slurm.Job, array: Array) -> bool:
+        """Whether a job works for a stage that is not in this plan: the question was changed."""
+        if str(job.array) != array.job:
+            return False
+        task = array.tasks[int(job.key.partition("_")[2] or 0)]
+        status = Store(Path(task.directory)).status(task.id)
+        active = status.state in ("submitted", "running") and status.attempt == task.attempt
+        return active and task.id not in self._in_flight
 
     def _find(self, jobs: dict[str, slurm.Job]) -> None:
         """Complete the markers of arrays that were sent, and whose id nobody noted."""
@@ -254,7 +270,14 @@ class SlurmExecutor:
         known = jobs.get(array.key(element.index)) if jobs and array.job else None
         if known and known.name != array.name:
             known = None  # A controller that was killed may give an id out again.
-        status, now = Store(Path(task.directory)).status(task.id), time.monotonic()
+        now = time.monotonic()
+        if (
+            known and known.state == "PENDING" and not known.restarts
+        ):  # Most do, and none has begun.
+            element.heard, element.missing_since = now, None
+            self._warn_if_stuck(known, 0.0)
+            return None
+        status = Store(Path(task.directory)).status(task.id)
         if status.state in ("done", "failed"):
             # Until its process has gone it counts at the site's limit. A controller that was killed
             # may not know that it went.

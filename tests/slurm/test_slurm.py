@@ -374,3 +374,13 @@ def test_an_id_that_slurm_gave_out_again_is_another_job(
     assert run(plan, store).complete
     assert store.status("a").attempt == 2 and len(starts(store, "a")) == 1
     assert [job.key for job in waiting_or_running()] == [other], "it is none of ours"
+
+
+def test_a_job_of_an_earlier_question_is_left_alone(store: Store) -> None:
+    long = {"do": "sleep", "seconds": 60}
+    launcher = launch(stages(("a", long, []), ("b", {}, [])), store)
+    wait_for(lambda: starts(store, "a") and store.status("b").state == "done")
+    kill(launcher)
+    assert run(stages(("b", {}, []), ("c", {}, ["b"])), store).complete
+    assert store.status("a").state == "running" and len(starts(store, "b")) == 1
+    assert len(waiting_or_running()) == 1
