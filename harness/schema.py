@@ -17,7 +17,7 @@ from jsonargparse import ArgumentParser
 
 from benchmarks.config import EvaluateConfig
 from harness.ablation import Ablation, Factor, Levels, Variant
-from harness.search import Confirm, Search
+from harness.search_file import Confirm, Search
 from observe.config import TrainConfig
 
 Schema = dict[str, Any]

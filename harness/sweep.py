@@ -24,26 +24,17 @@ from observe.errors import InputError
 def sweep(options: Namespace, command: str) -> int:
     """Run the command; its exit code. Raises InputError before anything is written."""
     began = time.monotonic()
-    cli.check_numbers(options.jobs, options.retries)
-    profile = profile_of(options)
+    told = launch_of(options, command)
     overrides = cli.overrides_of(options.seeds, options.set)
     ablation, start = load_ablation(Path(options.file), overrides)
     plan = make_plan(ablation, start, options.file)
     store = Store(Path(options.out) / plan.name)
     where = "on this machine"
     if options.executor == "slurm":
-        options.jobs = options.jobs or profile.max_submitted
-        where = f"from the first job on, {options.jobs} at a time at most"
-    print(describe(plan, ablation, store, jobs=options.jobs, where=where), flush=True)
+        where = f"from the first job on, {told.jobs} at a time at most"
+    print(describe(plan, ablation, store, jobs=told.jobs, where=where), flush=True)
     if options.dry_run:
         return 0
-    told = Launch(
-        executor=options.executor,
-        command=command,
-        jobs=options.jobs,
-        retries=options.retries,
-        profile=profile,
-    )
     executor = launch.executor_of(told)
     if options.executor == "local" and shutil.which("sbatch"):
         print("running on this machine; --executor slurm sends the stages to the cluster")
@@ -70,8 +61,20 @@ def _detach(store: Store, told: Launch) -> None:
     )
 
 
-def profile_of(options: Namespace) -> Profile:
-    """What --profile names. Raises InputError."""
+def launch_of(options: Namespace, command: str) -> Launch:
+    """What a launcher is told by the command line. Raises InputError."""
+    cli.check_numbers(options.jobs, options.retries)
+    profile = _profile(options)
+    return Launch(
+        executor=options.executor,
+        command=command,
+        jobs=options.jobs or (profile.max_submitted if options.executor == "slurm" else None),
+        retries=options.retries,
+        profile=profile,
+    )
+
+
+def _profile(options: Namespace) -> Profile:
     if options.profile is None:
         return Profile()
     if options.executor != "slurm":

@@ -11,7 +11,7 @@ import pytest
 
 from harness.ablation import Ablation, load_ablation
 from harness.schema import file_schema
-from harness.search import Search
+from harness.search_file import Search
 from observe.config import load_yaml, with_overrides
 from observe.errors import InputError
 

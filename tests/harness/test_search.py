@@ -16,7 +16,7 @@ import optuna
 import pandas as pd
 import pytest
 
-from harness.search import load_search
+from harness.search_file import load_search
 from harness.store import Store, write_yaml
 from observe.config import with_overrides
 from observe.errors import InputError
