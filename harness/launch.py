@@ -28,13 +28,14 @@ from harness.executors.slurm import SlurmExecutor
 from harness.graph import KINDS, Plan, read_plan, write_plan
 from harness.profile import Profile
 from harness.store import Status, Store, write_atomically, write_yaml
+from harness.tail import last_lines
 from harness.watch import Watch, arms_of
 from observe.config import from_mapping
 from observe.errors import InputError
 
 LOCK_S = 300.0
 """How long file servers may hold the lock of a launcher whose node died."""
-TAIL_STAGES, TAIL_LINES, TAIL_BYTES = 3, 15, 8192
+TAIL_STAGES, TAIL_LINES = 3, 15
 """How much of the logs of failed stages is shown."""
 
 
@@ -255,18 +256,8 @@ def _say_what_failed(
         # Bad input is said in one line, and that is above.
         if error["class"] != "InputError" and shown < TAIL_STAGES:
             shown += 1
-            for line in tail(store.log(stage)):
+            for line in last_lines(store.log(stage), TAIL_LINES):
                 print(f"  | {line}")
-
-
-def tail(log: Path) -> list[str]:
-    """The last lines of a log; none where there is no log."""
-    try:
-        with open(log, "rb") as file:
-            file.seek(max(0, file.seek(0, os.SEEK_END) - TAIL_BYTES))
-            return file.read().decode(errors="replace").splitlines()[-TAIL_LINES:]
-    except FileNotFoundError:
-        return []
 
 
 def _file(store: Store) -> Path:

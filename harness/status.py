@@ -1,6 +1,7 @@
 """How a sweep stands: ``python -m harness.status DIR``."""
 
 import json
+import time
 from pathlib import Path
 from typing import Any
 
@@ -57,8 +58,17 @@ def sweep_status(store: Store) -> dict[str, Any]:
         "launcher_where": launcher.where,
         "launcher_log": str(log) if log.exists() else None,
         "expected_seconds": round(cost.seconds, 1),
+        "stages_per_hour": round(_per_hour(list(readable.values())), 1),
         "stages": stages,
     }
+
+
+def _per_hour(statuses: list[Status]) -> float:
+    """Stages that were done in the last hour, as a rate; of a younger sweep since its start."""
+    now = time.time()
+    began = min((status.started for status in statuses if status.started), default=now)
+    done = [s for s in statuses if s.state == "done" and s.ended and s.ended > now - 3600]
+    return len(done) * 3600 / min(max(now - began, 1.0), 3600.0)
 
 
 def _liveness(store: Store, statuses: list[Status]) -> dict[str, process.Liveness]:
@@ -94,9 +104,12 @@ def describe_status(status: dict[str, Any]) -> str:
             lines.append(f"  {stage['state']}: {stage['stage']} ({whose})")
             lines.append(f"    {error['class']}: {error['message']}")
             if error["class"] not in ("Blocked", "InputError"):
-                lines.append(f"    see {stage['log']}")
+                last = tail.last_lines(Path(stage["log"]), 1)
+                lines += [f"    {line}" for line in last] + [f"    see {stage['log']}"]
     if status["expected_seconds"]:
-        lines.append(f"about {duration(status['expected_seconds'])} of work left")
+        left = f"about {duration(status['expected_seconds'])} of work left"
+        rate = status["stages_per_hour"]
+        lines.append(f"{left}, {rate:.0f} stages an hour at present" if rate else left)
     return "\n".join(lines)
 
 

@@ -1,6 +1,7 @@
 """What one run of a sweep is doing: its stages, its last metrics and the end of its log."""
 
 import json
+import os
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,6 +17,7 @@ SHOWN = (
 )
 """Metrics that are shown, those of them that are recorded."""
 LOOK_S = 1.0
+TAIL_BYTES = 65536
 FINAL = ("done", "failed", "cancelled")
 
 
@@ -42,7 +44,7 @@ def describe_run(run: Run, store: Store, *, lines: int) -> str:
         told += [f"  {_metric_line(json.loads(rows[-1]))}"] if rows else []
     stage = current_stage(run, store)
     told += ["", f"the end of {store.log(stage)}:"]
-    told += [f"  {line}" for line in whole_lines(store.log(stage))[-lines:]]
+    told += [f"  {line}" for line in last_lines(store.log(stage), lines)]
     return "\n".join(told)
 
 
@@ -78,6 +80,16 @@ def follow(run: Run, store: Store) -> Iterator[str]:
         if ended:
             return
         time.sleep(LOOK_S)
+
+
+def last_lines(log: Path, count: int) -> list[str]:
+    """The last lines of a log, of a long one's end at most; none where there is no log."""
+    try:
+        with open(log, "rb") as file:
+            file.seek(max(0, file.seek(0, os.SEEK_END) - TAIL_BYTES))
+            return file.read().decode(errors="replace").splitlines()[-count:]
+    except FileNotFoundError:
+        return []
 
 
 def _files(run: Run, store: Store) -> list[Path]:

@@ -1,6 +1,7 @@
 """What every executor must do: one suite over all implementations.
 
-A test module imports all of it and lists its executors in ``EXECUTORS``: name -> what makes one.
+A test module imports all of it and lists its executors in ``EXECUTORS``: name -> what makes one;
+``MANY`` is how many stages are many there.
 """
 
 import os
@@ -245,6 +246,18 @@ def test_a_second_ctrl_c_kills(make: Make, store: Store) -> None:
     outcome = run(plan, store, make)
     assert time.monotonic() - began < 12, "no waiting for the grace period's end"
     assert outcome.states == {"stubborn": "cancelled"}
+
+
+def test_many_stages_are_each_run_once(
+    make: Make, store: Store, request: pytest.FixtureRequest
+) -> None:
+    count = request.module.MANY
+    # Every tenth consumes the one before it.
+    described = [(f"s{i}", {"i": i}, [f"s{i - 1}"] if i % 10 == 9 else []) for i in range(count)]
+    outcome = run(stages(*described), store, make)
+    assert outcome.complete and outcome.started == count
+    assert all(len(starts(store, f"s{i}")) == 1 for i in range(count))
+    assert [event["event"] for event in store.events()].count("done") == count
 
 
 def test_every_stage_of_a_warm_process_has_its_own_log(

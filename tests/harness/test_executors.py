@@ -16,6 +16,7 @@ from harness.store import Store
 from observe.errors import InputError
 
 EXECUTORS = {"inline": InlineExecutor, "local": LocalExecutor}
+MANY = 1000
 
 
 def test_two_hundred_small_stages(make: Make, store: Store) -> None:

@@ -51,7 +51,7 @@ def test_a_run_is_shown_with_its_last_metrics_and_the_end_of_its_log(
     assert lines[0] == "control/seed0"
     assert "  train     running 2/4 reward 0.500" in lines
     assert "  step 2: reward 0.5" in lines
-    assert lines[-2:] == ["  step 1", "  step 2"]
+    assert lines[-2:] == ["  step 2", "  half a li"]
 
 
 def test_following_ends_with_the_run(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
