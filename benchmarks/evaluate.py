@@ -20,8 +20,9 @@ from jsonargparse import ArgumentParser
 
 from benchmarks.config import EvaluateConfig
 from observe.cli import exit_code, print_progress
-from observe.config import Prompt, from_mapping, load_yaml, to_mapping
+from observe.config import Prompt
 from observe.errors import InputError
+from observe.mapping import from_mapping, load_yaml, to_mapping
 from observe.prompts import SYSTEM_PROMPTS
 
 if TYPE_CHECKING:

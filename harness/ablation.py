@@ -17,15 +17,9 @@ from ruamel.yaml.error import YAMLError
 import benchmarks
 import observe
 from benchmarks.config import EvaluateConfig
-from observe.config import (
-    EMBEDDED,
-    TrainConfig,
-    from_mapping,
-    load_yaml,
-    to_mapping,
-    with_overrides,
-)
+from observe.config import EMBEDDED, TrainConfig
 from observe.errors import InputError
+from observe.mapping import from_mapping, load_yaml, to_mapping, with_overrides
 
 RECIPES = Path(observe.__file__).resolve().parent.parent / "recipes"
 """Where named recipes live."""

@@ -22,8 +22,8 @@ from harness.cli import run_command
 from harness.estimate import known_statuses
 from harness.graph import KINDS, Plan, Run, read_plan
 from harness.store import Status, Store, write_atomically
-from observe.config import from_mapping, load_yaml
 from observe.errors import InputError
+from observe.mapping import from_mapping, load_yaml
 
 MECHANISMS: dict[str, tuple[tuple[str, ...], Callable[[dict[str, Any]], bool]]] = {
     "curriculum": (("data.order",), lambda config: config["data"]["order"] != "shuffled"),

@@ -16,8 +16,9 @@ from harness import design
 from harness.ablation import Ablation, Levels, Resources, StageResources, train_config
 from harness.fingerprint import fingerprint_model, fingerprint_questions
 from harness.store import write_atomically
-from observe.config import EMBEDDED, TrainConfig, from_mapping, to_mapping, with_overrides
+from observe.config import EMBEDDED, TrainConfig
 from observe.errors import InputError
+from observe.mapping import from_mapping, to_mapping, with_overrides
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -30,8 +30,8 @@ from harness.profile import Profile
 from harness.store import Status, Store, write_atomically, write_yaml
 from harness.tail import last_lines
 from harness.watch import Watch, arms_of
-from observe.config import from_mapping
 from observe.errors import InputError
+from observe.mapping import from_mapping
 
 LOCK_S = 300.0
 """How long file servers may hold the lock of a launcher whose node died."""

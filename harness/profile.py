@@ -3,8 +3,8 @@
 import dataclasses
 from pathlib import Path
 
-from observe.config import from_mapping, load_yaml
 from observe.errors import InputError
+from observe.mapping import from_mapping, load_yaml
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

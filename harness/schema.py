@@ -122,7 +122,7 @@ def _field(cls: type, name: str, kind: Any) -> Schema:
 
 
 def _value(kind: Any) -> Schema:
-    """The schema of a type as ``observe.config.from_mapping`` reads it."""
+    """The schema of a type as ``observe.mapping.from_mapping`` reads it."""
     if dataclasses.is_dataclass(kind):
         return _object(typing.cast(type, kind))
     if kind is Any:

@@ -18,8 +18,8 @@ from harness.ablation import (
     to_plain,
     train_config,
 )
-from observe.config import from_mapping, load_yaml
 from observe.errors import InputError
+from observe.mapping import from_mapping, load_yaml
 
 if TYPE_CHECKING:
     import optuna

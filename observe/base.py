@@ -17,11 +17,12 @@ from jsonargparse import auto_cli
 from torch import Tensor
 
 from observe.cli import exit_code, print_progress
-from observe.config import BaseConfig, from_mapping
+from observe.config import BaseConfig
 from observe.data.question import Question
 from observe.glyphs.model import build_policy
 from observe.glyphs.questions import GENERAL_FAMILIES, REASONING_FAMILIES, questions
 from observe.glyphs.responses import response
+from observe.mapping import from_mapping
 from observe.model.policy import Policy
 from observe.model.processor import Sample
 from observe.prompts import build_messages

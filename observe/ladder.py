@@ -6,9 +6,10 @@ from pathlib import Path
 from jsonargparse import ArgumentParser
 
 from observe.cli import exit_code, print_progress
-from observe.config import EMBEDDED, TrainConfig, from_mapping, load_yaml, to_mapping
+from observe.config import EMBEDDED, TrainConfig
 from observe.data.ladder import stage
 from observe.errors import InputError
+from observe.mapping import from_mapping, load_yaml, to_mapping
 
 
 def build(config: Path, model: Path, out: Path) -> None:

@@ -18,11 +18,12 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from observe.config import LadderConfig, from_mapping
+from observe.config import LadderConfig
 from observe.data.question import Question
 from observe.data.rungs import DROPS, Dropped, Ladder, Measured, Rung, save_ladder
 from observe.data.sources import load_questions
 from observe.errors import InputError
+from observe.mapping import from_mapping
 
 if TYPE_CHECKING:
     from observe.model.processor import Processor

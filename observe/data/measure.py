@@ -8,10 +8,11 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from observe.config import LadderConfig, to_mapping
+from observe.config import LadderConfig
 from observe.data.question import Question
 from observe.data.sources import verifiable
 from observe.errors import InputError
+from observe.mapping import to_mapping
 from observe.prompts import build_messages
 from observe.rollout.engine import Completion, SamplingParams
 from observe.scoring import ScoreRequest, score_many

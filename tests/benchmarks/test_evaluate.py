@@ -12,10 +12,11 @@ from benchmarks.config import EvaluateConfig
 from benchmarks.docs import PLACEHOLDER, fingerprint, mean_of_judged, text, to_dataset, to_question
 from benchmarks.evaluate import judge, main, read_suites, stage
 from benchmarks.model import EngineLM
-from observe.config import BaseConfig, from_mapping
+from observe.config import BaseConfig
 from observe.errors import InputError
 from observe.glyphs import questions
 from observe.glyphs.model import build_policy
+from observe.mapping import from_mapping
 from observe.prompts import SYSTEM_PROMPTS, build_messages
 from observe.rollout.engine import Completion
 

@@ -6,7 +6,7 @@ from typing import Any
 from harness.ablation import Resources, load_ablation
 from harness.graph import Plan, Stage, make_plan
 from harness.store import write_yaml
-from observe.config import with_overrides
+from observe.mapping import with_overrides
 
 ABLATION: dict[str, Any] = {
     "name": "small",

@@ -12,8 +12,8 @@ import pytest
 from harness.ablation import Ablation, load_ablation
 from harness.schema import file_schema
 from harness.search_file import Search
-from observe.config import load_yaml, with_overrides
 from observe.errors import InputError
+from observe.mapping import load_yaml, with_overrides
 
 ROOT = Path(__file__).parents[2]
 SCHEMA = file_schema(Ablation)

@@ -18,8 +18,8 @@ import pytest
 
 from harness.search_file import load_search
 from harness.store import Store, write_yaml
-from observe.config import with_overrides
 from observe.errors import InputError
+from observe.mapping import with_overrides
 
 ROOT = Path(__file__).parents[2]
 COMMAND = [sys.executable, str(Path(__file__).parent / "fake_search.py"), "search.yaml"]

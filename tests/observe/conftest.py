@@ -1,11 +1,17 @@
 """Small policies that several tests start from."""
 
+import dataclasses
+import sys
+from pathlib import Path
+
 import pytest
 import torch
 from transformers.utils import logging
 
 from observe.base import train_base
 from observe.config import BaseConfig
+from observe.data.rungs import Ladder, Rung, save_ladder
+from observe.data.sources import load_questions
 from observe.glyphs.model import build_policy
 
 SMALL = BaseConfig(
@@ -26,6 +32,7 @@ SMALL = BaseConfig(
     short_share_hard=0.4,
 )
 
+sys.path.insert(0, str(Path(__file__).parent))
 torch.set_num_threads(1)
 logging.disable_progress_bar()
 
@@ -44,3 +51,35 @@ def base(tmp_path_factory):
     out = tmp_path_factory.mktemp("base")
     train_base(SMALL, out, lambda done, total, message: None)
     return out
+
+
+@pytest.fixture(scope="session")
+def ladder(tmp_path_factory):
+    """A ladder of 60 questions whose difficulty is made up."""
+    folder = tmp_path_factory.mktemp("ladder")
+    pool = load_questions("glyphs", size=60, seed=0)
+    rungs = []
+    for i, question in enumerate(pool):
+        right = i % 5
+        rungs.append(
+            Rung(
+                question=question.id,
+                family=question.family,
+                difficulty=1 - right / 4,
+                complexity=20.0 + i,
+                prompts=("think", "observe") * 2,
+                correct=tuple(j < right for j in range(4)),
+                lengths=(20, 30, 20, 30),
+                level=4 - right,
+                order_index=0,
+            )
+        )
+    rungs.sort(key=lambda rung: rung.level)
+    rungs = [dataclasses.replace(rung, order_index=i) for i, rung in enumerate(rungs)]
+    grid = {f"{i / 20:.2f}": 10.0 + i for i in range(21)}
+    summary = {
+        "origin": {"source": "glyphs", "split": "train", "pool": 60, "seed": 0},
+        "correct_lengths": {"think": grid, "observe": {k: v + 100 for k, v in grid.items()}},
+    }
+    save_ladder(Ladder(rungs=tuple(rungs), dropped=(), summary=summary), folder)
+    return folder

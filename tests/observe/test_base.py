@@ -22,12 +22,13 @@ from observe.base import (
     stage,
     train_base,
 )
-from observe.config import EMBEDDED, BaseConfig, to_mapping
+from observe.config import EMBEDDED, BaseConfig
 from observe.data.sources import load_questions
 from observe.errors import InputError
 from observe.glyphs import GENERAL_FAMILIES, questions
 from observe.glyphs.model import build_policy
 from observe.glyphs.responses import response
+from observe.mapping import to_mapping
 from observe.model.policy import load_policy
 from observe.prompts import SYSTEM_PROMPTS, build_messages
 from observe.rewards import format_valid

@@ -1,7 +1,6 @@
-"""Training: exact resume, each mechanism's switch, the gradient of a step, and learning."""
+"""Training: the logs, exact resume, learning, and the command."""
 
 import dataclasses
-import hashlib
 import json
 import os
 import signal
@@ -12,79 +11,22 @@ import typing
 
 import pytest
 import torch
+from small_runs import CONFIG, STEPS, changed, rows, run, silent, untimed
 from transformers import Qwen2_5_VLForConditionalGeneration
 
-from observe import grpo
 from observe.config import (
     BonusConfig,
     DataConfig,
-    LossConfig,
     OptimConfig,
     RewardConfig,
     RolloutConfig,
     TrainConfig,
     WeightingConfig,
-    from_mapping,
-    load_yaml,
-    to_mapping,
 )
-from observe.data.question import Question, write_jsonl
-from observe.data.rungs import Ladder, Rung, save_ladder
-from observe.data.sources import load_questions
 from observe.errors import InputError
-from observe.model.logprobs import completion_logprobs
+from observe.mapping import from_mapping, load_yaml, to_mapping
 from observe.model.policy import load_policy
-from observe.rollout.engine import Completion
-from observe.train import (
-    choose_questions,
-    main,
-    prepare,
-    prompt_of,
-    resolve_bonus,
-    reward_groups,
-    set_lr,
-    stable_seed,
-    stage,
-    train,
-    update_policy,
-    weigh,
-)
-
-CONFIG = TrainConfig(
-    data=DataConfig(size=20, selection="raw"),
-    rollout=RolloutConfig(group_size=4, max_new_tokens=40),
-    optim=OptimConfig(lr=1e-3, warmup_steps=2),
-    prompts_per_step=4,
-    eval_steps=(0, 3),
-    eval_size=6,
-    checkpoint_every=2,
-    log_completions_every=2,
-)
-STEPS = 5
-
-
-def silent(done, total, message):
-    pass
-
-
-def changed(config=CONFIG, **values):
-    return dataclasses.replace(config, **values)
-
-
-def run(config, out, base, progress=silent, ladder=None):
-    out.mkdir(exist_ok=True)
-    return train(config, out, model=base / "checkpoint", ladder=ladder, progress=progress)
-
-
-def rows(out, name="metrics.jsonl"):
-    return [json.loads(line) for line in (out / name).read_text().splitlines()]
-
-
-def untimed(out):
-    return [
-        {k: v for k, v in row.items() if not k.startswith(("timing_s/", "perf/"))}
-        for row in rows(out)
-    ]
+from observe.train import main, stage
 
 
 def weights(out):
@@ -215,74 +157,6 @@ def test_a_checkpoint_of_other_questions_is_refused(finished, base):
         run(changed(seed=5), out, base)
 
 
-@pytest.fixture(scope="module")
-def ladder(tmp_path_factory):
-    """A ladder of 60 questions whose difficulty is made up."""
-    folder = tmp_path_factory.mktemp("ladder")
-    pool = load_questions("glyphs", size=60, seed=0)
-    rungs = []
-    for i, question in enumerate(pool):
-        right = i % 5
-        rungs.append(
-            Rung(
-                question=question.id,
-                family=question.family,
-                difficulty=1 - right / 4,
-                complexity=20.0 + i,
-                prompts=("think", "observe") * 2,
-                correct=tuple(j < right for j in range(4)),
-                lengths=(20, 30, 20, 30),
-                level=4 - right,
-                order_index=0,
-            )
-        )
-    rungs.sort(key=lambda rung: rung.level)
-    rungs = [dataclasses.replace(rung, order_index=i) for i, rung in enumerate(rungs)]
-    grid = {f"{i / 20:.2f}": 10.0 + i for i in range(21)}
-    summary = {
-        "origin": {"source": "glyphs", "split": "train", "pool": 60, "seed": 0},
-        "correct_lengths": {"think": grid, "observe": {k: v + 100 for k, v in grid.items()}},
-    }
-    save_ladder(Ladder(rungs=tuple(rungs), dropped=(), summary=summary), folder)
-    return folder
-
-
-def handed_out(ladder, order, seed=0, size=20):
-    data = DataConfig(size=size, selection="ladder", order=order)
-    questions, curriculum = choose_questions(changed(data=data, seed=seed), ladder)
-    batches = [curriculum.next_batch(4) for _ in range(size // 4)]
-    assert curriculum.next_batch(4) == []
-    assert {question.id for question in questions} == {i for batch in batches for i in batch}
-    return [i for batch in batches for i in batch]
-
-
-def test_every_order_and_seed_hands_out_the_same_questions_once(ladder):
-    orders = [handed_out(ladder, order) for order in ("shuffled", "ladder", "easy_to_hard")]
-    orders.append(handed_out(ladder, "shuffled", seed=1))
-    assert all(sorted(order) == sorted(orders[0]) for order in orders)
-    assert len(set(orders[0])) == 20
-    assert len({tuple(order) for order in (orders[0], orders[1], orders[3])}) == 3
-
-
-@pytest.mark.parametrize("source", ["glyphs", "questions.jsonl"])
-def test_the_seed_of_a_raw_run_changes_the_order_and_not_the_questions(tmp_path, source):
-    if source != "glyphs":
-        source = str(tmp_path / source)
-        asked = [
-            Question(id=f"q{i:02d}", text="?", gold="1", answer_type="integer") for i in range(60)
-        ]
-        write_jsonl(asked, tmp_path / "questions.jsonl")
-    data = DataConfig(source=source, size=20, selection="raw")
-    (questions, one), (same, two) = (
-        choose_questions(changed(data=data, seed=seed), None) for seed in (1, 2)
-    )
-    assert questions == load_questions(source, size=20, seed=0)
-    assert same == questions
-    orders = one.next_batch(20), two.next_batch(20)
-    assert sorted(orders[0]) == sorted(orders[1]) == sorted(question.id for question in questions)
-    assert orders[0] != orders[1]
-
-
 def test_a_run_on_a_ladder_climbs_it(base, ladder, tmp_path):
     data = DataConfig(size=12, selection="ladder", order="ladder")
     summary = run(changed(data=data, eval_steps=()), tmp_path, base, ladder=ladder)
@@ -298,235 +172,6 @@ def test_what_needs_a_ladder_says_so(base, tmp_path):
     with pytest.raises(InputError, match=r"min_length_quantile needs .*--ladder"):
         run(changed(reward=RewardConfig(bonus=bonus)), tmp_path, base)
     assert list(tmp_path.iterdir()) == []
-
-
-@pytest.mark.parametrize(
-    ("prompt", "bonus", "expected"),
-    [
-        ("think", BonusConfig(weight=0.2, min_length_quantile=0.5), 20),
-        ("think", BonusConfig(weight=0.2, min_length_quantile=0.1), 12),
-        ("observe", BonusConfig(weight=0.2, min_length_quantile=0.5), 120),
-        ("think", BonusConfig(weight=0.2, min_length_quantile=0.5, min_length=7), 7),
-        ("think", BonusConfig(weight=0.2), None),
-        ("think", BonusConfig(weight=0.0, min_length_quantile=0.5), None),
-    ],
-)
-def test_the_bonus_takes_its_least_length_from_the_ladder(ladder, prompt, bonus, expected):
-    reward = RewardConfig(accuracy=0.9, format="observe", shuffle=True, bonus=bonus)
-    resolved = resolve_bonus(changed(prompt=prompt, reward=reward), ladder)
-    assert resolved.bonus.min_length == expected
-    assert resolved.bonus.weight == bonus.weight
-    assert dataclasses.replace(resolved, bonus=bonus) == reward
-
-
-GROUP = 4
-
-
-@pytest.fixture(scope="module")
-def completions(base):
-    """Four questions, each with a group whose rewards differ, and one whose do not."""
-    questions = load_questions("glyphs", size=4, seed=0)
-    policy = load_policy(base / "checkpoint")
-
-    def made(text):
-        ids = [*policy.processor.encode(text), policy.processor.eos_ids[0]]
-        return Completion(token_ids=ids, text=text, truncated=False)
-
-    groups = []
-    for i, question in enumerate(questions):
-        right = f"<think>so</think><answer>{question.gold}</answer>"
-        texts = [right, f"<think>so it is</think><answer>{question.gold}</answer>", "none", right]
-        texts[1 + i % 2] = f"The answer is {question.gold}."
-        groups.append([made(text) for text in (texts if i != 2 else [right] * GROUP)])
-    return questions, groups
-
-
-def prepared(base, out, *, precise=False, **values):
-    made = prepare(changed(**values), out, model=base / "checkpoint", ladder=None)
-    if precise:
-        made.policy.model.double()
-    made.step = 3
-    return made
-
-
-def advantages(base, out, completions, **values):
-    made = prepared(base, out, **values)
-    rewards, _ = reward_groups(made, *completions)
-    return rewards, *weigh(made, rewards)
-
-
-def test_without_sigma_every_weight_is_1(base, tmp_path, completions):
-    rewards, advantages_PG, weights_P = advantages(base, tmp_path, completions)
-    assert weights_P.tolist() == [1.0] * 4
-    assert torch.equal(advantages_PG, grpo.group_advantages(rewards.total_PG))
-
-
-def test_dynamic_weights_scale_the_advantages_and_nothing_else(base, tmp_path, completions):
-    plain_rewards, plain, _ = advantages(base, tmp_path, completions)
-    rewards, weighted, weights_P = advantages(
-        base, tmp_path, completions, weighting=WeightingConfig(sigma=1.8)
-    )
-    assert torch.equal(rewards.total_PG, plain_rewards.total_PG)
-    share_P = rewards.correct_PG.mean(1)
-    torch.testing.assert_close(weights_P, 4 * 1.8 * share_P * (1 - share_P))
-    torch.testing.assert_close(weighted, plain * weights_P[:, None])
-    assert set(weights_P.tolist()) > {0.0}
-
-
-def test_the_bonus_adds_to_the_total_and_nothing_else(base, tmp_path, completions):
-    plain, _, _ = advantages(base, tmp_path, completions)
-    assert not plain.bonus_PG.any()
-    paid, _, _ = advantages(
-        base, tmp_path, completions, reward=RewardConfig(bonus=BonusConfig(weight=0.2))
-    )
-    assert torch.equal(paid.accuracy_PG, plain.accuracy_PG)
-    assert torch.equal(paid.format_PG, plain.format_PG)
-    torch.testing.assert_close(paid.total_PG, plain.total_PG + paid.bonus_PG)
-    assert (paid.bonus_PG > 0).sum(1).tolist() == [1] * 4
-
-
-def test_the_placebo_permutes_rewards_within_groups_anew_at_every_step(base, tmp_path, completions):
-    plain, honest, _ = advantages(base, tmp_path, completions)
-    made = prepared(base, tmp_path, reward=RewardConfig(shuffle=True))
-    rewards, _ = reward_groups(made, *completions)
-    assert torch.equal(rewards.total_PG, plain.total_PG)
-    orders = set()
-    for made.step in range(1, 6):
-        placebo, weights_P = weigh(made, rewards)
-        again, _ = weigh(made, rewards)
-        assert torch.equal(placebo, again)
-        torch.testing.assert_close(placebo.sort(1).values, honest.sort(1).values)
-        assert weights_P.tolist() == [1.0] * 4
-        orders.add(str(placebo.tolist()))
-    assert len(orders) == 5
-
-
-@pytest.mark.parametrize("form", ["none", "think", "observe"])
-def test_the_form_asked_for_changes_the_format_reward_alone(base, tmp_path, completions, form):
-    plain, _, _ = advantages(base, tmp_path, completions)
-    rewards, _, _ = advantages(base, tmp_path, completions, reward=RewardConfig(format=form))
-    assert torch.equal(rewards.accuracy_PG, plain.accuracy_PG)
-    expected = {"none": [0.0] * 16, "think": plain.format_PG.flatten().tolist()}
-    assert rewards.format_PG.flatten().tolist() == expected.get(form, [0.0] * 16)
-    assert rewards.format_ok_PG.all() == (form == "none")
-
-
-ADVANTAGES = torch.tensor(
-    [[1.0, -0.5, -0.5, 0.0], [0.3, 0.3, -0.3, -0.3], [0.0] * 4, [-1.2, 0.4, 0.4, 0.4]]
-)
-
-
-def gradient_of(base, out, completions, **values):
-    """The gradient of a step, read from what plain gradient descent does to the weights."""
-    made = prepared(base, out, precise=True, **values)
-    made.optimizer = torch.optim.SGD(made.policy.model.parameters(), lr=1.0)
-    before = {n: p.detach().clone() for n, p in made.policy.model.named_parameters()}
-    update_policy(made, *completions, ADVANTAGES)
-    rate = made.optimizer.param_groups[0]["lr"]
-    return {n: (before[n] - p.detach()) / rate for n, p in made.policy.model.named_parameters()}
-
-
-def expected_gradient(base, out, completions, *, aggregation="sequence"):
-    """Every group in one pass, the zero ones too, and the REINFORCE form of the loss."""
-    made = prepared(base, out, precise=True)
-    questions, groups = completions
-    samples = [prompt_of(made, question) for question in questions]
-    logprobs_NT, _, mask_NT = completion_logprobs(
-        made.policy, samples, [[c.token_ids for c in group] for group in groups]
-    )
-    weighted_NT = logprobs_NT * mask_NT * ADVANTAGES.flatten()[:, None]
-    if aggregation == "sequence":
-        loss = -(weighted_NT.sum(1) / mask_NT.sum(1)).mean()
-    else:
-        loss = -weighted_NT.sum() / mask_NT.sum()
-    loss.backward()
-    return {n: p.grad for n, p in made.policy.model.named_parameters()}
-
-
-def assert_same(found, expected):
-    norm = torch.stack([g.norm() for g in expected.values()]).norm()
-    assert norm > 1e-3
-    for name, gradient in expected.items():
-        # In the single precision of RMSNorm and rotary embedding.
-        assert (found[name] - gradient).norm() <= 2e-6 * gradient.norm() + 1e-9 * norm, name
-
-
-UNCLIPPED = OptimConfig(lr=1.0, max_grad_norm=1e9)
-
-
-@pytest.mark.parametrize("aggregation", ["sequence", "token"])
-@pytest.mark.parametrize("micro_batch", [1, 4, 8, 12, 96])
-def test_the_gradient_is_that_of_all_groups_at_once(
-    base, tmp_path, completions, aggregation, micro_batch
-):
-    found = gradient_of(
-        base,
-        tmp_path,
-        completions,
-        micro_batch=micro_batch,
-        optim=UNCLIPPED,
-        loss=LossConfig(aggregation=aggregation),
-    )
-    assert_same(found, expected_gradient(base, tmp_path, completions, aggregation=aggregation))
-
-
-def test_the_order_of_the_groups_changes_no_gradient(base, tmp_path, completions):
-    questions, groups = completions
-    made = prepared(base, tmp_path, precise=True, optim=UNCLIPPED, micro_batch=8)
-    made.optimizer = torch.optim.SGD(made.policy.model.parameters(), lr=1.0)
-    before = {n: p.detach().clone() for n, p in made.policy.model.named_parameters()}
-    update_policy(made, questions[::-1], groups[::-1], ADVANTAGES.flip(0))
-    found = {n: before[n] - p.detach() for n, p in made.policy.model.named_parameters()}
-    assert_same(found, expected_gradient(base, tmp_path, completions))
-
-
-def test_large_gradients_are_clipped_to_their_norm(base, tmp_path, completions):
-    clipped = gradient_of(
-        base, tmp_path, completions, optim=OptimConfig(lr=1.0, max_grad_norm=0.01)
-    )
-    norm = float(torch.stack([g.norm() for g in clipped.values()]).norm())
-    assert norm == pytest.approx(0.01, rel=1e-4)
-
-
-def test_a_step_without_any_signal_leaves_the_policy_alone(base, tmp_path, completions):
-    made = prepared(base, tmp_path)
-    before = {n: t.clone() for n, t in made.policy.model.state_dict().items()}
-    metrics = update_policy(made, *completions, torch.zeros(4, 4))
-    assert all(torch.equal(before[n], t) for n, t in made.policy.model.state_dict().items())
-    assert metrics["grad_norm"] == metrics["loss"] == 0
-
-
-def test_the_kl_term_starts_at_0_and_holds_the_policy_back(base, tmp_path):
-    data = dataclasses.replace(CONFIG.data, size=16)
-    divergence = {}
-    for coefficient in (1e-6, 3.0):
-        out = tmp_path / str(coefficient)
-        config = changed(data=data, eval_steps=(), loss=LossConfig(kl_coefficient=coefficient))
-        run(config, out, base)
-        divergence[coefficient] = [row["kl"] for row in rows(out)]
-        assert divergence[coefficient][0] == pytest.approx(0, abs=1e-7)
-        assert all(kl > 0 for kl in divergence[coefficient][1:])
-    assert divergence[3.0][-1] < 0.7 * divergence[1e-6][-1]
-
-
-def test_without_a_kl_term_no_reference_is_loaded(finished, base, tmp_path):
-    assert prepared(base, tmp_path).reference is None
-    assert "kl" not in rows(finished[0])[1]
-
-
-def test_the_learning_rate_warms_up_and_stays(base, tmp_path):
-    made = prepared(base, tmp_path, optim=OptimConfig(lr=0.1, warmup_steps=4))
-    rates = []
-    for made.step in range(1, 7):
-        set_lr(made)
-        rates.append(made.optimizer.param_groups[0]["lr"])
-    assert rates == pytest.approx([0.025, 0.05, 0.075, 0.1, 0.1, 0.1])
-
-
-def test_seeds_are_stable_and_tell_their_parts_apart():
-    assert stable_seed(0, 1, "a") == int(hashlib.sha256(b"0/1/a").hexdigest()[:16], 16) >> 1
-    assert len({stable_seed(0, 1), stable_seed(1, 0), stable_seed(0, 11), stable_seed(0)}) == 4
-    assert all(0 <= stable_seed(i) < 2**63 for i in range(100))
 
 
 def test_the_stage_takes_its_model_from_what_it_consumes(finished, base, tmp_path):

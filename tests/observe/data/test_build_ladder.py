@@ -7,13 +7,14 @@ from dataclasses import dataclass
 import pytest
 from PIL import Image
 
-from observe.config import BaseConfig, LadderConfig, to_mapping
+from observe.config import BaseConfig, LadderConfig
 from observe.data.ladder import build_ladder, stage
 from observe.data.question import Question, write_jsonl
 from observe.data.rungs import load_ladder
 from observe.errors import InputError
 from observe.glyphs.model import build_policy
 from observe.ladder import main
+from observe.mapping import to_mapping
 from observe.rollout.engine import Completion
 
 ORIGIN = {"source": "glyphs", "split": "train", "pool": 300, "seed": 0, "model": "rules"}
