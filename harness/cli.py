@@ -8,7 +8,7 @@ from pathlib import Path
 
 from jsonargparse import ArgumentParser
 
-from harness.ablation import parse_override
+from harness.ablation_file import parse_override
 from harness.store import UNWRITABLE, unwritable
 from observe.errors import InputError
 

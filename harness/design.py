@@ -7,7 +7,8 @@ from fractions import Fraction
 from typing import Any, Literal
 
 from harness import fraction
-from harness.ablation import Ablation, Levels, in_order_of_conditions
+from harness.ablation import Ablation, Levels
+from harness.ablation_checks import in_order_of_conditions
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

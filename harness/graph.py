@@ -13,7 +13,8 @@ from typing import Any, Literal
 
 from benchmarks.config import EvaluateConfig
 from harness import design
-from harness.ablation import Ablation, Levels, Resources, StageResources, train_config
+from harness.ablation import Ablation, Levels, Resources, StageResources
+from harness.ablation_checks import train_config
 from harness.fingerprint import fingerprint_model, fingerprint_questions
 from harness.store import write_atomically
 from observe.config import EMBEDDED, TrainConfig

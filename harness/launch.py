@@ -17,7 +17,8 @@ from typing import Any
 from jsonargparse import ArgumentParser
 
 from harness import machine, process, provenance, slurm
-from harness.ablation import Ablation, to_plain
+from harness.ablation import Ablation
+from harness.ablation_file import to_plain
 from harness.cli import run_command
 from harness.dispatch import Outcome, dispatch
 from harness.estimate import known_statuses

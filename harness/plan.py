@@ -6,7 +6,8 @@ from pathlib import Path
 from jsonargparse import ArgumentParser, Namespace
 
 from harness import cli, design, machine
-from harness.ablation import Ablation, load_ablation
+from harness.ablation import Ablation
+from harness.ablation_file import load_ablation
 from harness.estimate import Estimate, duration, estimate, known_statuses
 from harness.graph import KINDS, Plan, Run, make_plan
 from harness.store import Store

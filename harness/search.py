@@ -18,7 +18,8 @@ from jsonargparse import ArgumentParser, Namespace
 
 from harness import cli, detach, launch, machine
 from harness import sweep as sweeps
-from harness.ablation import to_plain, train_config
+from harness.ablation_checks import train_config
+from harness.ablation_file import to_plain
 from harness.dispatch import dispatch
 from harness.graph import Plan, Stage, make_plan, training, write_plan
 from harness.search_file import Search, comparison, load_search, suggest, value_at

@@ -9,15 +9,9 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from harness.ablation import (
-    Ablation,
-    Report,
-    StageResources,
-    override,
-    read_ablation,
-    to_plain,
-    train_config,
-)
+from harness.ablation import Ablation, Report, StageResources
+from harness.ablation_checks import train_config
+from harness.ablation_file import override, read_ablation, to_plain
 from observe.errors import InputError
 from observe.mapping import from_mapping, load_yaml
 

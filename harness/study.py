@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from harness.ablation import to_plain
+from harness.ablation_file import to_plain
 from harness.search_file import Objective, Range, Search, value_at
 from harness.store import Store, write_atomically
 from observe.errors import InputError

@@ -12,7 +12,7 @@ from pathlib import Path
 from jsonargparse import ArgumentParser, Namespace
 
 from harness import cli, detach, launch
-from harness.ablation import load_ablation
+from harness.ablation_file import load_ablation
 from harness.graph import make_plan
 from harness.launch import Launch
 from harness.plan import describe

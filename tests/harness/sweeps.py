@@ -3,7 +3,8 @@
 from pathlib import Path
 from typing import Any
 
-from harness.ablation import Resources, load_ablation
+from harness.ablation import Resources
+from harness.ablation_file import load_ablation
 from harness.graph import Plan, Stage, make_plan
 from harness.store import write_yaml
 from observe.mapping import with_overrides

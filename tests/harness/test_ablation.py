@@ -10,7 +10,7 @@ from sweeps import plan_of, write_ablation
 
 from harness import plan as plan_command
 from harness import sweep as sweep_command
-from harness.ablation import load_ablation, parse_override, to_plain
+from harness.ablation_file import load_ablation, parse_override, to_plain
 from harness.store import write_yaml
 from observe.errors import InputError
 

@@ -9,7 +9,8 @@ from typing import Any
 import jsonschema
 import pytest
 
-from harness.ablation import Ablation, load_ablation
+from harness.ablation import Ablation
+from harness.ablation_file import load_ablation
 from harness.schema import file_schema
 from harness.search_file import Search
 from observe.errors import InputError

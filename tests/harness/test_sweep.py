@@ -52,7 +52,7 @@ def launch(folder: Path, *arguments: str, step_s: float = 0.0) -> "subprocess.Po
 
 def finish(folder: Path, plan: Plan, source: Path) -> Store:
     """Run a plan in this process as the command does, and collect, without a report."""
-    from harness.ablation import load_ablation, to_plain
+    from harness.ablation_file import load_ablation, to_plain
 
     store = Store(folder)
     with store.launcher():

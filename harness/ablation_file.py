@@ -1,0 +1,213 @@
+"""Reading an ablation file, strictly.
+
+An unknown key, an unknown setting of the trainer, a value of the wrong type, an unknown factor,
+level or arm raises InputError, naming file, key and remedy, before anything runs.
+"""
+
+import dataclasses
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from ruamel.yaml import YAML
+from ruamel.yaml.error import YAMLError
+
+import observe
+from harness.ablation import Ablation
+from harness.ablation_checks import check, check_settings, train_config
+from observe.config import EMBEDDED, TrainConfig
+from observe.errors import InputError
+from observe.mapping import from_mapping, load_yaml, to_mapping, with_overrides
+
+RECIPES = Path(observe.__file__).resolve().parent.parent / "recipes"
+"""Where named recipes live."""
+
+
+def load_ablation(
+    path: Path, overrides: Mapping[str, Any] | None = None
+) -> tuple[Ablation, dict[str, Any]]:
+    """Read an ablation file: the question, and the training settings every arm starts from.
+
+    ``overrides`` (dotted) change keys of the file or, when they name none, settings of the trainer
+    in every arm. Paths in the result are absolute. Raises InputError.
+    """
+    raw = load_yaml(path)
+    if not isinstance(raw, dict):
+        raise InputError(f"{path}: expected a mapping, got {raw!r}; see ablations/full.yaml")
+    keys = {field.name for field in dataclasses.fields(Ablation)}
+    return read_ablation(override(raw, overrides or {}, keys, str(path)), path)
+
+
+def read_ablation(raw: dict[str, Any], path: Path) -> tuple[Ablation, dict[str, Any]]:
+    """The content of an ablation file, checked and resolved; ``path`` is where it was read."""
+    source = str(path)
+    ablation = from_mapping(Ablation, _words(raw), source=source)
+    folder = path.resolve().parent
+    check(ablation, source)
+    ablation, recipe = _resolve(ablation, folder, source)
+    start = to_mapping(train_config(recipe, ablation.set, f"{source}: set"))
+    check_settings(ablation, start, source)
+    return ablation, start
+
+
+def parse_override(text: str) -> tuple[str, Any]:
+    """``key=value`` as on the command line; the value is YAML."""
+    key, equals, value = text.partition("=")
+    if not equals or not key:
+        raise InputError(f"--set {text}: expected key=value")
+    try:
+        return key, YAML(typ="safe", pure=True).load(value)
+    except YAMLError as error:
+        raise InputError(f"--set {text}: the value is not valid YAML: {error}") from None
+
+
+def to_plain(config: Any) -> dict[str, Any]:
+    """A dataclass, e.g. an Ablation, as nested plain values, as written to ``sweep.yaml``."""
+
+    def plain(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {key: plain(item) for key, item in value.items()}
+        return [plain(item) for item in value] if isinstance(value, (list, tuple)) else value
+
+    return plain(dataclasses.asdict(config))
+
+
+def override(
+    raw: dict[str, Any], overrides: Mapping[str, Any], keys: set[str], source: str
+) -> dict[str, Any]:
+    """The content of a file with dotted changes to its ``keys``; all others go under ``set``."""
+    own = {key: value for key, value in overrides.items() if key.split(".")[0] in keys}
+    settings = {key: value for key, value in overrides.items() if key not in own}
+    raw = with_overrides(raw, own)
+    if settings:
+        existing = raw.get("set") or {}
+        if not isinstance(existing, dict):
+            raise InputError(f"{source}: set: expected a mapping, got {existing!r}")
+        raw["set"] = {**existing, **settings}
+    return raw
+
+
+def _words(raw: dict[str, Any]) -> dict[str, Any]:
+    """The file with every level name as a word: ``8:`` and ``true:`` name levels "8" and "true"."""
+
+    def levels(value: Any) -> Any:
+        if not isinstance(value, dict):
+            return value
+        return {key: _word(level) for key, level in value.items()}
+
+    def each(value: Any, convert: Any) -> Any:
+        return [convert(item) for item in value] if isinstance(value, list) else value
+
+    def factor(value: Any) -> Any:
+        if not isinstance(value, dict):
+            return value
+        value = dict(value)
+        if "control" in value:
+            value["control"] = _word(value["control"])
+        if "when" in value:
+            value["when"] = levels(value["when"])
+        if isinstance(value.get("levels"), dict):
+            value["levels"] = {
+                _word(name): {} if settings is None else settings
+                for name, settings in value["levels"].items()
+            }
+        return value
+
+    def variant(value: Any) -> Any:
+        if not isinstance(value, dict):
+            return value
+        return {key: levels(item) if key == "levels" else item for key, item in value.items()}
+
+    def values(value: Any, convert: Any) -> Any:
+        if not isinstance(value, dict):
+            return value
+        return {key: convert(item) for key, item in value.items()}
+
+    convert = {
+        "factors": lambda value: values(value, factor),
+        "reference": levels,
+        "arms": lambda value: each(value, levels),
+        "exclude": lambda value: each(value, levels),
+        "variants": lambda value: values(value, variant),
+    }
+    return {key: convert.get(key, lambda value: value)(value) for key, value in raw.items()}
+
+
+def _word(value: Any) -> Any:
+    if value is None:
+        return "null"
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    return str(value) if isinstance(value, (int, float)) else value
+
+
+def _resolve(ablation: Ablation, folder: Path, source: str) -> tuple[Ablation, dict[str, Any]]:
+    """Find the recipe, and make every path absolute: relative to the file that names it."""
+    recipe_path = _recipe_path(ablation.recipe, folder, source)
+    raw = load_yaml(recipe_path)
+    recipe = to_mapping(from_mapping(TrainConfig, raw or {}, source=str(recipe_path)))
+    for dotted in ("model.path", "data.source"):
+        section, key = dotted.split(".")
+        value = recipe[section][key]
+        recipe[section][key] = _path(dotted, value, recipe_path.parent, str(recipe_path))
+
+    def settings(mapping: dict[str, Any], key: str) -> dict[str, Any]:
+        return {
+            name: _path(name, value, folder, f"{source}: {key}") for name, value in mapping.items()
+        }
+
+    factors = {
+        name: dataclasses.replace(
+            factor,
+            levels={
+                level: settings(changes, f"factors.{name}.levels.{level}")
+                for level, changes in factor.levels.items()
+            },
+        )
+        for name, factor in ablation.factors.items()
+    }
+    variants = {
+        name: dataclasses.replace(variant, set=settings(variant.set, f"variants.{name}.set"))
+        for name, variant in ablation.variants.items()
+    }
+    named = ablation.recipe if recipe_path.parent == RECIPES else str(recipe_path)
+    resolved = dataclasses.replace(
+        ablation,
+        recipe=named,
+        set=settings(ablation.set, "set"),
+        factors=factors,
+        variants=variants,
+    )
+    return resolved, recipe
+
+
+def _recipe_path(recipe: str, folder: Path, source: str) -> Path:
+    named = RECIPES / f"{recipe}.yaml"
+    if re.fullmatch(r"[\w-]+", recipe) and named.is_file():
+        return named
+    if (folder / recipe).is_file():
+        return (folder / recipe).resolve()
+    names = ", ".join(sorted(path.stem for path in RECIPES.glob("*.yaml"))) or "none"
+    raise InputError(
+        f"{source}: recipe: {recipe!r} is neither a named recipe ({names}) nor a file; a path is "
+        "relative to the ablation file"
+    )
+
+
+def _path(dotted: str, value: Any, folder: Path, source: str) -> Any:
+    """The value of a setting; absolute when it is a path."""
+    if dotted not in ("model.path", "data.source") or not isinstance(value, str):
+        return value
+    if value == EMBEDDED:
+        return value
+    found = folder / Path(value).expanduser()
+    if found.exists():
+        return str(found.resolve())
+    if dotted == "model.path" and re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", value):
+        return value  # A Hub id.
+    expected = "a Hugging Face folder or Hub id" if dotted == "model.path" else "a JSONL file"
+    raise InputError(
+        f"{source}: {dotted}: {value!r} not found (looked for {found}); expected {expected}, or "
+        f"{EMBEDDED!r}"
+    )
