@@ -7,6 +7,9 @@ from harness.graph import Plan
 from harness.store import Status, Store
 from observe.errors import InputError
 
+TELLING = 0.05
+"""Share of a stage that must be done before its own pace counts: the start is mostly loading."""
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Estimate:
@@ -65,7 +68,9 @@ def estimate(plan: Plan, statuses: dict[str, Status], *, cores: int, jobs: int |
 def _projected(status: Status) -> float | None:
     """Expected total seconds of a running stage, from its own progress."""
     progress = status.progress
-    if status.state != "running" or not progress or not progress["total"] or not progress["done"]:
+    if status.state != "running" or not progress or not progress["total"]:
+        return None
+    if progress["done"] < TELLING * progress["total"]:
         return None
     return status.seconds * progress["total"] / progress["done"]
 

@@ -142,6 +142,7 @@ def run(
         raise
     finally:
         watch.close()
+        store.event("left")
     report_s = report(plan, store, outcome, launch.command)
     return summary(plan, store, outcome, time.monotonic() - began, report_s)
 
@@ -221,6 +222,8 @@ def summary(
     failed = [statuses[stage].error for stage, state in outcome.states.items() if state == "failed"]
     if failed and all(error and error["class"] == "InputError" for error in failed):
         return 2
+    if outcome.stopped:
+        return 1
     if not (store.report / "index.html").exists():
         print(f"no report: python -m reports {store.directory}")
         return 1
