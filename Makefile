@@ -39,7 +39,7 @@ smoke: .venv
 
 test: .venv
 	$(BIN)/python -m pytest tests --ignore=tests/browser --ignore=tests/slurm --ignore=tests/vllm \
-		--cov --cov-report=term --cov-report=xml
+		-n 2 --dist worksteal --cov --cov-report=term --cov-report=xml
 
 test-browser: .venv
 	@command -v chromium >/dev/null || { \
