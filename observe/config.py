@@ -104,6 +104,9 @@ class ModelConfig:
     """Hugging Face folder or Hub id; ``glyphs`` builds the embedded base model first."""
     base: BaseConfig = BaseConfig()
     """The embedded base model (only with path ``glyphs``)."""
+    gradient_checkpointing: bool = False
+    """Keep only the layers' inputs and make the rest again in the backward pass: less memory, more
+    time, the same gradient."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -235,8 +238,9 @@ class TrainConfig:
     """Optimizer."""
     prompts_per_step: int = 24
     """Questions per optimizer step."""
-    micro_batch: int = 96
-    """Completions per forward pass; changes memory and speed, not the gradient."""
+    micro_batch_tokens: int = 8192
+    """Tokens per forward pass of the update, prompts (once per group) and completions; changes
+    memory and speed, not the gradient."""
     eval_steps: tuple[int, ...] = ()
     """Steps after which the policy is evaluated on validation questions (0: before training)."""
     eval_size: int = 96
@@ -253,7 +257,7 @@ class TrainConfig:
         counts = {
             "data.size": (self.data.size, 1),
             "prompts_per_step": (self.prompts_per_step, 1),
-            "micro_batch": (self.micro_batch, 1),
+            "micro_batch_tokens": (self.micro_batch_tokens, 1),
             "checkpoint_every": (self.checkpoint_every, 1),
             "log_completions_every": (self.log_completions_every, 1),
             "eval_size": (self.eval_size, 1),

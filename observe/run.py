@@ -46,6 +46,8 @@ def prepare(config: TrainConfig, out: Path, *, model: Path | str, ladder: Path |
     """Load policy, questions and curriculum, and restore the checkpoint a killed run left."""
     saved = latest_checkpoint(out / "checkpoint")
     policy = load_policy(saved or model)
+    if config.model.gradient_checkpointing:
+        policy.model.gradient_checkpointing_enable({"use_reentrant": False})
     optimizer = torch.optim.AdamW(
         [p for p in policy.model.parameters() if p.requires_grad],
         lr=config.optim.lr,

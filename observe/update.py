@@ -7,6 +7,7 @@ from torch import Tensor
 
 from observe import grpo
 from observe.data.question import Question
+from observe.model.batch import micro_batches
 from observe.model.logprobs import completion_logprobs
 from observe.rewards import RewardBreakdown, shuffle_within_groups
 from observe.rollout.engine import Completion
@@ -41,24 +42,26 @@ def update_policy(
     config, loss_config = run.config, run.config.loss
     set_lr(run)
     kept = [i for i in range(len(groups)) if run.reference or advantages_PG[i].any()]
-    # Groups of like length share a forward pass, so that little is padded.
-    kept.sort(key=lambda i: max(len(c.token_ids) for c in groups[i]))
     num_tokens = sum(len(c.token_ids) for group in groups for c in group)
     normalizer = advantages_PG.numel() if loss_config.aggregation == "sequence" else num_tokens
-    per_batch = max(1, config.micro_batch // config.rollout.group_size)
+    batches = micro_batches(
+        [prompt_of(run, questions[i]).length for i in kept],
+        [[len(c.token_ids) for c in groups[i]] for i in kept],
+        tokens=config.micro_batch_tokens,
+    )
     totals = {"loss": 0.0, "entropy": 0.0, "kl": 0.0, "clipped": 0.0, "tokens": 0.0}
     run.policy.model.train()
-    for start in range(0, len(kept), per_batch):
-        chunk = kept[start : start + per_batch]
-        samples = [prompt_of(run, questions[i]) for i in chunk]
-        token_ids = [[c.token_ids for c in groups[i]] for i in chunk]
+    for batch in batches:
+        chunk = [(kept[k], members) for k, members in batch]
+        samples = [prompt_of(run, questions[i]) for i, _ in chunk]
+        token_ids = [[groups[i][j].token_ids for j in members] for i, members in chunk]
         logprobs_NT, entropy_NT, mask_NT = completion_logprobs(
             run.policy, samples, token_ids, temperature=config.rollout.temperature
         )
         result = grpo.policy_loss(
             logprobs_NT,
             logprobs_NT.detach(),
-            advantages_PG[chunk].flatten(),
+            torch.cat([advantages_PG[i, members] for i, members in chunk]),
             mask_NT,
             clip_low=loss_config.clip_low,
             clip_high=loss_config.clip_high,

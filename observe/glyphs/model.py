@@ -7,6 +7,7 @@ from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLIm
 from observe.config import BaseConfig
 from observe.glyphs.scenes import CELL_PX
 from observe.glyphs.tokenizer import build_tokenizer
+from observe.model.layers import use_own_layers
 from observe.model.policy import Policy
 from observe.model.processor import Processor
 
@@ -73,6 +74,7 @@ def build_policy(config: BaseConfig) -> Policy:
     model = Qwen2_5_VLForConditionalGeneration._from_config(
         model_config, attn_implementation="sdpa", dtype=torch.float32
     )
+    use_own_layers(model)
     model.generation_config.eos_token_id = [token("<|im_end|>"), token("<|endoftext|>")]
     model.generation_config.pad_token_id = token("<|endoftext|>")
     return Policy(model, Processor(tokenizer, image_processor))

@@ -9,7 +9,8 @@ from torch import Tensor
 from transformers import Qwen2_5_VLForConditionalGeneration
 
 from observe.errors import InputError
-from observe.model.batch import PromptBatch
+from observe.model.batch import PackedBatch
+from observe.model.layers import use_own_layers
 from observe.model.processor import Processor
 
 
@@ -25,18 +26,18 @@ class Policy:
         self.model.save_pretrained(str(folder))
         self.processor.save(folder)
 
-    def embed(self, batch: PromptBatch) -> Tensor:
-        """Input embeddings (B, L, H) of prompts; the vision tower runs once per image."""
-        embeds_BLH = self.model.get_input_embeddings()(batch.token_ids_BL)
+    def embed(self, batch: PackedBatch) -> Tensor:
+        """Input embeddings (1, S, H) of a packed row; the vision tower runs once per image."""
+        embeds_1SH = self.model.get_input_embeddings()(batch.token_ids_1S)
         if batch.pixels_RD.shape[0]:
             features = self.model.model.get_image_features(
                 batch.pixels_RD, batch.grid_I3, return_dict=True
             )
-            image_mask_BL = batch.token_ids_BL == self.processor.image_pad_id
-            embeds_BLH = embeds_BLH.masked_scatter(
-                image_mask_BL.unsqueeze(-1), torch.cat(features.pooler_output)
+            is_image_1S = batch.token_ids_1S == self.processor.image_pad_id
+            embeds_1SH = embeds_1SH.masked_scatter(
+                is_image_1S.unsqueeze(-1), torch.cat(features.pooler_output)
             )
-        return embeds_BLH
+        return embeds_1SH
 
 
 def load_policy(path: str | Path, *, dtype: torch.dtype = torch.float32) -> Policy:
@@ -58,4 +59,5 @@ def load_policy(path: str | Path, *, dtype: torch.dtype = torch.float32) -> Poli
     # bit from that of the same weights in memory; a resumed run must not differ.
     for parameter in model.parameters():
         parameter.data = parameter.data.clone()
+    use_own_layers(model)
     return Policy(model, processor)

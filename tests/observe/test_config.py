@@ -30,7 +30,7 @@ def test_settings_that_contradict_each_other_name_their_source(overrides, messag
     [
         "data.size",
         "prompts_per_step",
-        "micro_batch",
+        "micro_batch_tokens",
         "checkpoint_every",
         "log_completions_every",
         "eval_size",

@@ -7,7 +7,6 @@ from transformers import Qwen2_5_VLForConditionalGeneration
 from observe.config import BaseConfig
 from observe.glyphs import questions
 from observe.glyphs.model import build_policy
-from observe.model.batch import batch_prompts
 from observe.model.policy import load_policy
 from observe.prompts import build_messages
 
@@ -19,14 +18,12 @@ def sample(policy, index=0):
 
 
 def last_logits(policy, one, positions_3L):
-    batch = batch_prompts([one], pad_id=0)
     with torch.no_grad():
         return policy.model(
-            input_ids=batch.token_ids_BL,
-            attention_mask=batch.mask_BL,
+            input_ids=one.token_ids_L[None],
             position_ids=positions_3L.unsqueeze(1),
-            pixel_values=batch.pixels_RD,
-            image_grid_thw=batch.grid_I3,
+            pixel_values=one.pixels_RD,
+            image_grid_thw=one.grid_I3,
         ).logits[0, -1]
 
 

@@ -2,10 +2,11 @@
 
 import pytest
 import torch
+from dense import padded
 
 from observe.errors import InputError
 from observe.glyphs import questions
-from observe.model.batch import batch_prompts
+from observe.model.batch import pack
 from observe.model.policy import load_policy
 from observe.prompts import build_messages
 
@@ -30,26 +31,25 @@ def test_a_saved_policy_is_the_same_policy(untrained, tmp_path):
         assert torch.equal(one.pixels_RD, two.pixels_RD)
 
 
-def test_embeddings_are_those_the_model_makes_itself(untrained):
-    batch = batch_prompts(prompts(untrained), pad_id=0)
+def test_a_packed_row_has_the_hidden_states_that_the_model_makes_itself(untrained):
+    samples = prompts(untrained)
+    batch = pack(samples)
     with torch.no_grad():
-        embeds = untrained.embed(batch)
-        hidden = untrained.model.model.language_model(
-            inputs_embeds=embeds, attention_mask=batch.mask_BL, position_ids=batch.positions_3BL
-        ).last_hidden_state
-        expected = untrained.model.model(
-            input_ids=batch.token_ids_BL,
-            attention_mask=batch.mask_BL,
-            position_ids=batch.positions_3BL,
-            pixel_values=batch.pixels_RD,
-            image_grid_thw=batch.grid_I3,
-        ).last_hidden_state
-    torch.testing.assert_close(hidden, expected)
+        packed = untrained.model.model.language_model(
+            inputs_embeds=untrained.embed(batch),
+            position_ids=batch.positions_31S,
+            attention_mask={"full_attention": None},
+            use_cache=False,
+            layout=batch.layout,
+        ).last_hidden_state[0]
+        for sample, hidden in zip(samples, packed.split(batch.layout.prompts.lengths), strict=True):
+            alone = untrained.model.model(**padded(untrained, [(sample, [])])).last_hidden_state[0]
+            torch.testing.assert_close(hidden, alone, rtol=1e-9, atol=1e-11)
 
 
 def test_prompts_without_images_need_no_vision_tower(untrained):
-    batch = batch_prompts(prompts(untrained, images=(0, 0, 0)), pad_id=0)
-    expected = untrained.model.get_input_embeddings()(batch.token_ids_BL)
+    batch = pack(prompts(untrained, images=(0, 0, 0)))
+    expected = untrained.model.get_input_embeddings()(batch.token_ids_1S)
     assert torch.equal(untrained.embed(batch), expected)
 
 
