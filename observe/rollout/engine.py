@@ -33,6 +33,9 @@ class Completion:
     """Their text without special tokens."""
     truncated: bool
     """The length limit came before an end token."""
+    logprobs: list[float] | None = None
+    """Log-probability of each token at the sampling temperature, before top-p and top-k; None when
+    the engine does not tell."""
 
 
 class Engine(Protocol):

@@ -1,19 +1,17 @@
 """The in-process sampler: prompts prefilled once per group, finished sequences leave the batch."""
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
-from transformers import DynamicCache
 
-from observe.model.batch import batch_prompts
+from observe.model.batch import pack
 from observe.model.policy import Policy
 from observe.model.processor import Sample
 from observe.rollout.engine import Completion, SamplingParams
-
-_COMPACT_BELOW = 0.75
-"""Drop finished rows from the cache once fewer than this share of its rows is unfinished."""
+from observe.rollout.memory import GroupMemory
 
 
 class NativeEngine:
@@ -62,70 +60,96 @@ class NativeEngine:
     def _generate(
         self, samples: Sequence[Sample], params: SamplingParams, seeds: Sequence[int]
     ) -> list[list[Completion]]:
-        """Decode one batch. Rows N = prompts x n; B of them are still in the cache."""
-        processor, language_model = self.policy.processor, self.policy.model.model.language_model
-        prompts = batch_prompts(samples, pad_id=processor.tokenizer.pad_token_id)
-        cache = DynamicCache(config=self.policy.model.config.get_text_config())
-        hidden = language_model(
+        """Decode one batch. Rows N = prompts x n; B of them are still being written."""
+        processor, model = self.policy.processor, self.policy.model
+        device = model.device
+        prompts = pack(samples, device=device)
+        memory = GroupMemory(prompts.layout.prompts, params.n)
+        hidden_SH = self._forward(
             inputs_embeds=self.policy.embed(prompts),
-            attention_mask=prompts.mask_BL,
-            position_ids=prompts.positions_3BL,
-            past_key_values=cache,
-            use_cache=True,
-        ).last_hidden_state[:, -1]
-        if params.n > 1:
-            cache.batch_repeat_interleave(params.n)
-        hidden_BH = hidden.repeat_interleave(params.n, 0)
-        mask_BL = prompts.mask_BL.repeat_interleave(params.n, 0)
-        position_B = prompts.next_position_B.repeat_interleave(params.n)
-        uniform_NT = _uniforms(seeds, params) if params.temperature > 0 else None
+            position_ids=prompts.positions_31S,
+            layout=prompts.layout,
+            memory=memory,
+        )
+        last_P = prompts.layout.prompts.offsets[1:].long() - 1
+        hidden_BH = hidden_SH[last_P].repeat_interleave(params.n, 0)
+        next_position_P = torch.tensor([s.next_position for s in samples], device=device)
+        position_B = next_position_P.repeat_interleave(params.n)
+        uniform_NT = _uniforms(seeds, params).to(device) if params.temperature > 0 else None
 
         rows = len(samples) * params.n
-        token_ids_NT = torch.zeros(rows, params.max_new_tokens, dtype=torch.long)
-        length_N = torch.full((rows,), params.max_new_tokens)
-        finished_N = torch.zeros(rows, dtype=torch.bool)
-        row_B = torch.arange(rows)
-        eos = torch.tensor(processor.eos_ids)
-        banned = torch.tensor(processor.banned_ids)
-        for step in range(params.max_new_tokens):
-            logits_BV = self.policy.model.lm_head(hidden_BH).float()
-            logits_BV.index_fill_(1, banned, float("-inf"))
+        limit = params.max_new_tokens
+        token_ids_NT = torch.zeros(rows, limit, dtype=torch.long, device=device)
+        logprobs_NT = torch.zeros(rows, limit, device=device, dtype=_wide(hidden_BH))
+        length_N = torch.full((rows,), limit, device=device)
+        finished_N = torch.zeros(rows, dtype=torch.bool, device=device)
+        row_B = torch.arange(rows, device=device)
+        eos = torch.tensor(processor.eos_ids, device=device)
+        banned = torch.tensor(processor.banned_ids, device=device)
+        for step in range(limit):
+            logits_BV = model.lm_head(hidden_BH)
+            logits_BV = logits_BV.to(_wide(logits_BV)).index_fill_(1, banned, float("-inf"))
             uniform_B = uniform_NT[row_B, step] if uniform_NT is not None else None
             token_B = _choose(logits_BV, params, uniform_B)
             token_ids_NT[row_B, step] = token_B
-            ended_B = torch.isin(token_B, eos) & ~finished_N[row_B]
-            length_N[row_B[ended_B]] = step + 1
-            finished_N[row_B[ended_B]] = True
-            active_B = ~finished_N[row_B]
-            active = int(active_B.sum())
-            if active == 0 or step + 1 == params.max_new_tokens:
+            logprobs_NT[row_B, step] = _logprob(logits_BV, token_B, params.temperature)
+            ended_B = torch.isin(token_B, eos)
+            if ended_B.any():
+                ended_N = row_B[ended_B]
+                length_N[ended_N] = step + 1
+                finished_N[ended_N] = True
+                keep = (~ended_B).nonzero().squeeze(1)
+                if not len(keep):
+                    break
+                row_B, token_B, position_B = row_B[keep], token_B[keep], position_B[keep]
+                memory.keep_rows(keep)
+            if step + 1 == limit:
                 break
-            if active < _COMPACT_BELOW * len(row_B):
-                keep = active_B.nonzero().squeeze(1)
-                cache.batch_select_indices(keep)
-                row_B, token_B, mask_BL = row_B[keep], token_B[keep], mask_BL[keep]
-                position_B = position_B[keep]
-            mask_BL = torch.cat([mask_BL, mask_BL.new_ones(len(row_B), 1)], dim=1)
-            hidden_BH = language_model(
-                input_ids=token_B[:, None],
-                attention_mask=mask_BL,
-                position_ids=position_B[None, :, None].expand(3, -1, -1),
-                past_key_values=cache,
-                use_cache=True,
-            ).last_hidden_state[:, -1]
+            hidden_BH = self._forward(
+                input_ids=token_B[None],
+                position_ids=position_B.expand(3, 1, -1),
+                memory=memory,
+            )
+            memory.advance()
             position_B = position_B + 1
 
         completions = []
-        for row in range(rows):
-            tokens = token_ids_NT[row, : int(length_N[row])].tolist()
+        for tokens, logprobs, length, finished in zip(
+            token_ids_NT.tolist(),
+            logprobs_NT.tolist(),
+            length_N.tolist(),
+            finished_N.tolist(),
+            strict=True,
+        ):
             completions.append(
                 Completion(
-                    token_ids=tokens,
-                    text=processor.decode(tokens),
-                    truncated=not bool(finished_N[row]),
+                    token_ids=tokens[:length],
+                    text=processor.decode(tokens[:length]),
+                    truncated=not finished,
+                    logprobs=logprobs[:length],
                 )
             )
         return [completions[i * params.n : (i + 1) * params.n] for i in range(len(samples))]
+
+    def _forward(self, **inputs: Any) -> Tensor:
+        """Hidden states (S, H) of a packed row, or of one token of every row."""
+        hidden_SH: Tensor = self.policy.model.model.language_model(
+            **inputs,
+            attention_mask={"full_attention": None, "sliding_attention": None},
+            use_cache=False,
+        ).last_hidden_state[0]
+        return hidden_SH
+
+
+def _wide(x: Tensor) -> torch.dtype:
+    return torch.promote_types(x.dtype, torch.float32)
+
+
+def _logprob(logits_BV: Tensor, token_B: Tensor, temperature: float) -> Tensor:
+    """Log-probability of the tokens at the temperature (1 when greedy), before top-k and top-p."""
+    if temperature not in (0.0, 1.0):
+        logits_BV = logits_BV / temperature
+    return logits_BV.gather(1, token_B[:, None]).squeeze(1) - logits_BV.logsumexp(-1)
 
 
 def _uniforms(seeds: Sequence[int], params: SamplingParams) -> Tensor:
