@@ -33,10 +33,10 @@ class Kind:
 
 
 KINDS: dict[str, Kind] = {
-    "base": Kind(function="observe.base:stage", version=2),
-    "ladder": Kind(function="observe.data.ladder:stage", version=2),
-    "train": Kind(function="observe.train:stage", version=2),
-    "evaluate": Kind(function="benchmarks.evaluate:stage", version=2),
+    "base": Kind(function="observe.base:stage", version=3),
+    "ladder": Kind(function="observe.data.ladder:stage", version=3),
+    "train": Kind(function="observe.train:stage", version=3),
+    "evaluate": Kind(function="benchmarks.evaluate:stage", version=3),
 }
 """The stage kinds, in the order of the pipeline."""
 
