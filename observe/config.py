@@ -158,6 +158,31 @@ class BonusConfig:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class OverlongConfig:
+    """The soft punishment of overlong completions (DAPO, arXiv 2503.14476, equation 13)."""
+
+    weight: float = 0.0
+    """Reward taken from a completion of max_length tokens or more; 0 switches it off, DAPO has 1.
+    Within the buffer before max_length it rises linearly from 0."""
+    max_length: int | None = None
+    """Tokens at which the punishment is whole; null takes rollout.max_new_tokens."""
+    buffer_share: float = 0.2
+    """The buffer as a share of max_length (DAPO: 4096 of 20480 tokens)."""
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.weight < math.inf:
+            raise InputError(f"reward.overlong.weight: expected at least 0, got {self.weight}")
+        if self.max_length is not None and self.max_length < 1:
+            raise InputError(
+                f"reward.overlong.max_length: expected at least 1, got {self.max_length}"
+            )
+        if not 0 < self.buffer_share <= 1:
+            raise InputError(
+                f"reward.overlong.buffer_share: expected above 0, up to 1, got {self.buffer_share}"
+            )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class RewardConfig:
     """What a completion is rewarded for."""
 
@@ -169,6 +194,8 @@ class RewardConfig:
     """Reward of a valid form."""
     bonus: BonusConfig = BonusConfig()
     """The conciseness bonus."""
+    overlong: OverlongConfig = OverlongConfig()
+    """The punishment of overlong completions."""
     shuffle: bool = False
     """Placebo: permute the rewards within each group, so that nothing can be learned from them."""
 
@@ -178,24 +205,86 @@ class WeightingConfig:
     """Dynamic weighting of groups by their difficulty (Observe-R1)."""
 
     sigma: float | None = None
-    """Advantages are multiplied by 4 sigma d (1 - d), d being the share of correct completions;
-    null leaves them as they are. The paper uses 1.8."""
+    """The largest weight that a group's advantages are multiplied by; null leaves them as they are.
+    Observe-R1 uses 1.8."""
+    form: Literal["observe_r1", "vcrl", "linear", "triangular"] = "observe_r1"
+    """The weight of a group by its share d of correct completions: ``observe_r1`` 4 sigma d (1 -
+    d); ``vcrl`` sigma where the variance of correctness, relative to the largest possible one, is
+    at least ``threshold``, else 0; ``linear`` sigma (1 - d), the hardest most; ``triangular``
+    sigma (1 - |2 d - 1|), straight lines with the zeros and the peak of ``observe_r1``."""
+    threshold: float = 0.3
+    """The least relative variance that form ``vcrl`` keeps."""
+
+    def __post_init__(self) -> None:
+        if self.form != "observe_r1" and self.sigma is None:
+            raise InputError(
+                f"weighting.form: {self.form} has no effect while weighting.sigma is null; give "
+                "sigma, e.g. 1.8"
+            )
+        if not 0 < self.threshold <= 1:
+            raise InputError(
+                f"weighting.threshold: expected above 0, up to 1, got {self.threshold}"
+            )
+
+
+Aggregation = Literal["token", "sequence", "sequence_sum", "constant"]
+KlEstimator = Literal["k1", "k2", "k3"]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class LossConfig:
-    """The policy loss."""
+    """The policy loss. Its keys make the published algorithms (ablations/algorithms.yaml has each
+    of them as a level): GRPO is the default."""
 
     clip_low: float = 0.2
-    """Lower clipping range of the probability ratio."""
+    """Lower clipping range of the probability ratio; 1 or more: no lower bound."""
     clip_high: float = 0.2
-    """Upper clipping range of the probability ratio."""
-    aggregation: Literal["token", "sequence"] = "sequence"
-    """Average over all tokens of a step, or over sequences of their token means (GRPO)."""
+    """Upper clipping range of the probability ratio (DAPO: 0.28, clip-higher)."""
+    aggregation: Aggregation = "sequence"
+    """How tokens add up to a step's loss: ``token`` averages over all tokens (DAPO), ``sequence``
+    over completions of their token means (GRPO), ``sequence_sum`` over completions of their token
+    sums (RLOO), ``constant`` the same divided by rollout.max_new_tokens (Dr. GRPO)."""
+    baseline: Literal["mean", "leave_one_out"] = "mean"
+    """What is subtracted from a reward: the group's mean, or that of its other completions
+    (RLOO)."""
     scale: Literal["std", "none"] = "std"
     """Divide the centred rewards of a group by their standard deviation, or not."""
+    ratio: Literal["token", "sequence"] = "token"
+    """Probability ratio to the sampling policy: of each token, or the geometric mean over a
+    completion's tokens (GSPO; its clipping range is a thousand times smaller)."""
+    surrogate: Literal["clipped", "cispo"] = "clipped"
+    """``clipped``: PPO's pessimistic surrogate, where a clipped token has no gradient. ``cispo``:
+    the clipped ratio is a constant weight of log-probability, so that every token has one."""
+    mask_truncated: bool = False
+    """Leave completions that the length limit cut short out of the loss and of its counts. Their
+    rewards still take part in the group's mean."""
     kl_coefficient: float = 0.0
     """Weight of the KL divergence from the starting policy; 0 makes no reference pass."""
+    kl_estimator: KlEstimator = "k3"
+    """Estimate of the divergence at a sampled token: ``k1`` log-ratio, ``k2`` half its square,
+    ``k3`` ratio - 1 - log-ratio (GRPO). In the loss, the expected gradient of k1 is 0 and that of
+    k2 the divergence's own; in the reward k1 gives that (arXiv 2506.09477)."""
+    kl_in: Literal["loss", "reward"] = "loss"
+    """Add the divergence to the loss of each token (GRPO), or take its sum over a completion from
+    the completion's reward (RLOO). In the reward with scale ``std``, groups of equal rewards learn
+    from the divergence alone, blown up to the usual size: better with scale ``none``."""
+    entropy_coefficient: float = 0.0
+    """Weight of the bonus for the entropy of the token distributions."""
+
+    def __post_init__(self) -> None:
+        for key in ("clip_low", "clip_high", "kl_coefficient", "entropy_coefficient"):
+            value = getattr(self, key)
+            if not 0 <= value < math.inf:
+                raise InputError(f"loss.{key}: expected at least 0, got {value}")
+        if self.surrogate == "cispo" and self.ratio == "sequence":
+            raise InputError(
+                "loss.surrogate: cispo weights every token by its own ratio; use loss.ratio: token"
+            )
+        if self.kl_in == "reward" and self.kl_coefficient == 0:
+            raise InputError(
+                "loss.kl_in: reward has no effect while loss.kl_coefficient is 0; give a "
+                "coefficient"
+            )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -214,6 +303,16 @@ class OptimConfig:
     """Decay of the second moment."""
     max_grad_norm: float = 1.0
     """Gradients are clipped to this norm."""
+    updates_per_rollout: int = 1
+    """Times that every completion is trained on before new ones are sampled (GRPO's mu). From the
+    second on, the policy is no longer the one that was sampled from, and ratios are clipped."""
+    minibatches_per_rollout: int = 1
+    """Optimizer steps that a pass over the rollout is split into, in the order of its questions."""
+
+    def __post_init__(self) -> None:
+        for key in ("updates_per_rollout", "minibatches_per_rollout"):
+            if getattr(self, key) < 1:
+                raise InputError(f"optim.{key}: expected at least 1, got {getattr(self, key)}")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -237,7 +336,7 @@ class TrainConfig:
     optim: OptimConfig = OptimConfig()
     """Optimizer."""
     prompts_per_step: int = 24
-    """Questions per optimizer step."""
+    """Questions per step, whose completions make one rollout."""
     micro_batch_tokens: int = 8192
     """Tokens per forward pass of the update, prompts (once per group) and completions; changes
     memory and speed, not the gradient."""
@@ -279,6 +378,19 @@ class TrainConfig:
             raise InputError(
                 f"data.size: {self.data.size} is no multiple of prompts_per_step "
                 f"({self.prompts_per_step}); the one pass must end with a whole step"
+            )
+        minibatches = self.optim.minibatches_per_rollout
+        if self.prompts_per_step % minibatches:
+            raise InputError(
+                f"optim.minibatches_per_rollout: {minibatches} does not divide prompts_per_step "
+                f"({self.prompts_per_step}); the parts of a rollout must be equal"
+            )
+        overlong = self.reward.overlong
+        longest = rollout.max_new_tokens
+        if overlong.weight and (overlong.max_length or longest) > longest:
+            raise InputError(
+                f"reward.overlong.max_length: {overlong.max_length} is never reached: completions "
+                f"end at rollout.max_new_tokens ({longest})"
             )
         if self.data.selection == "raw" and self.data.order != "shuffled":
             raise InputError(

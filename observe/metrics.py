@@ -86,6 +86,7 @@ def rollout_metrics(
         ("accuracy", rewards.accuracy_PG[rewards.scored_PG]),
         ("format", rewards.format_PG),
         ("bonus", rewards.bonus_PG),
+        ("overlong", rewards.overlong_PG),
     )
     for name, values in components:
         metrics[f"rewards/{name}/mean"] = _mean(values)
@@ -93,15 +94,26 @@ def rollout_metrics(
     return metrics
 
 
-def weight_metrics(weights_P: Tensor) -> dict[str, float]:
-    """How the groups were weighted; a weight other than 0 or 1 is the mechanism at work."""
-    active_P = (weights_P != 0) & (weights_P != 1)
+def weight_metrics(weights_P: Tensor, correct_PG: Tensor) -> dict[str, float]:
+    """How the groups were weighted.
+
+    The mechanism is at work where a weight is neither 0 nor 1, or where it is 0 although the group
+    is partly right (form vcrl).
+    """
+    fraction_P = correct_PG.nanmean(-1)
+    mixed_P = (fraction_P > 0) & (fraction_P < 1)
+    active_P = (weights_P != 1) & ((weights_P != 0) | mixed_P)
     return {
         "observe/weight_mean": _mean(weights_P),
         "observe/weight_min": float(weights_P.min()),
         "observe/weight_max": float(weights_P.max()),
         "observe/weight_active_share": _mean(active_P.float()),
     }
+
+
+def kl_metrics(kl_PG: Tensor | None, lengths_PG: Tensor) -> dict[str, float]:
+    """The divergence per token, where it is part of the reward."""
+    return {} if kl_PG is None else {"kl": float(kl_PG.sum() / lengths_PG.sum())}
 
 
 def completion_row(
@@ -124,6 +136,7 @@ def completion_row(
                 "accuracy": _number(rewards.accuracy_PG[index, j]),
                 "format": _number(rewards.format_PG[index, j]),
                 "bonus": _number(rewards.bonus_PG[index, j]),
+                "overlong": _number(rewards.overlong_PG[index, j]),
                 "answer": rewards.answers[index][j],
                 "reason": rewards.reasons[index][j],
             }

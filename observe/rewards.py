@@ -1,4 +1,4 @@
-"""Rewards of sampled completions: accuracy, format and bonus, each kept visible.
+"""Rewards of sampled completions: accuracy, format, bonus and length, each kept visible.
 
 Observe-R1 (arXiv 2505.12432): accuracy 0 or 1, plus 0.5 for a valid form, plus 0.2 for the most
 concise correct completion of a group. Shape suffixes: P prompts, G completions per prompt.
@@ -14,6 +14,7 @@ from torch import Tensor
 
 from observe import grpo
 from observe.config import RewardConfig
+from observe.errors import InputError
 from observe.scoring import AnswerType, ScoreRequest, score_many
 
 _TAGS = re.compile(r"</?(?:observe|think|answer)>")
@@ -46,8 +47,10 @@ class RewardBreakdown:
     """Weighted format reward; 0 everywhere when no form is asked for."""
     bonus_PG: Tensor
     """Conciseness bonus."""
+    overlong_PG: Tensor
+    """Punishment of length, 0 or less."""
     total_PG: Tensor
-    """Sum of the three, NaN where the answer could not be judged."""
+    """Sum of the four, NaN where the answer could not be judged."""
     correct_PG: Tensor
     """1 correct, 0 wrong, NaN could not be judged."""
     scored_PG: Tensor
@@ -96,8 +99,9 @@ def compute_rewards(
     """Score P groups of G completions and add up their rewards.
 
     `texts` is P x G, `lengths_PG` counts the completions' tokens, `questions` has the P questions.
-    `config.bonus.min_length` is taken as it is (a quantile must have been resolved before), and
-    `config.shuffle` is left to the caller (`shuffle_within_groups`). What cannot be judged within
+    `config.bonus.min_length` and `config.overlong.max_length` are taken as they are (see
+    `observe.run.resolve_rewards`), and `config.shuffle` is left to the caller
+    (`shuffle_within_groups`). What cannot be judged within
     `timeout_s` is NaN, never silently wrong.
     """
     requests = [
@@ -132,13 +136,23 @@ def compute_rewards(
         min_length=config.bonus.min_length,
         max_length=config.bonus.max_length,
     )
+    overlong_PG = torch.zeros(shape)
+    if config.overlong.weight:
+        if config.overlong.max_length is None:
+            raise InputError("reward.overlong.max_length: missing; give a number of tokens")
+        max_length = config.overlong.max_length
+        buffer = max(1, round(config.overlong.buffer_share * max_length))
+        overlong_PG = config.overlong.weight * grpo.overlong_penalty(
+            lengths_PG, max_length=max_length, buffer=buffer
+        )
     group_size = shape[1]
     groups = [verdicts[i : i + group_size] for i in range(0, len(verdicts), group_size)]
     return RewardBreakdown(
         accuracy_PG=accuracy_PG,
         format_PG=format_PG,
         bonus_PG=bonus_PG,
-        total_PG=accuracy_PG + format_PG + bonus_PG,
+        overlong_PG=overlong_PG,
+        total_PG=accuracy_PG + format_PG + bonus_PG + overlong_PG,
         correct_PG=correct_PG,
         scored_PG=~correct_PG.isnan(),
         format_ok_PG=format_ok_PG,

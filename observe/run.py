@@ -31,7 +31,7 @@ class Run:
     curriculum: Curriculum
     questions: dict[str, Question]
     reward: RewardConfig
-    """The reward settings with the bonus's min_length resolved."""
+    """The reward settings, resolved (resolve_rewards)."""
     validation: list[Question]
     step: int = 0
     tokens: int = 0
@@ -67,7 +67,7 @@ def prepare(config: TrainConfig, out: Path, *, model: Path | str, ladder: Path |
         optimizer=optimizer,
         curriculum=curriculum,
         questions={question.id: question for question in questions},
-        reward=resolve_bonus(config, ladder),
+        reward=resolve_rewards(config, ladder),
         validation=validation,
     )
     if saved:
@@ -97,16 +97,23 @@ def choose_questions(config: TrainConfig, ladder: Path | None) -> tuple[list[Que
     return questions, make_order(data.order, rungs, seed=config.seed)
 
 
-def resolve_bonus(config: TrainConfig, ladder: Path | None) -> RewardConfig:
-    """The reward settings, min_length taken from the base's own lengths where it is asked for."""
-    bonus = config.reward.bonus
+def resolve_rewards(config: TrainConfig, ladder: Path | None) -> RewardConfig:
+    """The reward settings with the lengths in them that other settings and the base decide.
+
+    The punishment of length is whole at rollout.max_new_tokens unless told otherwise; the bonus's
+    min_length is taken from the base's own lengths where that is asked for.
+    """
+    overlong, bonus = config.reward.overlong, config.reward.bonus
+    if overlong.weight and overlong.max_length is None:
+        overlong = dataclasses.replace(overlong, max_length=config.rollout.max_new_tokens)
+    reward = dataclasses.replace(config.reward, overlong=overlong)
     if bonus.weight == 0 or bonus.min_length is not None or bonus.min_length_quantile is None:
-        return config.reward
+        return reward
     if ladder is None:
         raise InputError("reward.bonus.min_length_quantile needs the folder of a ladder (--ladder)")
     length = length_quantile(load_ladder(ladder).summary, config.prompt, bonus.min_length_quantile)
     resolved = dataclasses.replace(bonus, min_length=round(length), min_length_quantile=None)
-    return dataclasses.replace(config.reward, bonus=resolved)
+    return dataclasses.replace(reward, bonus=resolved)
 
 
 def prompt_of(run: Run, question: Question) -> Sample:

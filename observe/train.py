@@ -20,12 +20,18 @@ from observe.config import EMBEDDED, TrainConfig
 from observe.data.question import Question
 from observe.errors import InputError
 from observe.mapping import from_mapping, load_yaml, to_mapping, with_overrides
-from observe.metrics import JsonLines, completion_row, rollout_metrics, weight_metrics
+from observe.metrics import (
+    JsonLines,
+    completion_row,
+    kl_metrics,
+    rollout_metrics,
+    weight_metrics,
+)
 from observe.rewards import RewardBreakdown, compute_rewards
 from observe.rollout.engine import Completion, SamplingParams
 from observe.rollout.native import NativeEngine
 from observe.run import Run, checkpoint, prepare, process, prompt_of, stable_seed
-from observe.update import update_policy, weigh
+from observe.update import divergence, update_policy, weigh
 
 Progress = Callable[[int, int, str], None]
 
@@ -56,12 +62,14 @@ def train(
         questions = [run.questions[i] for i in run.curriculum.next_batch(config.prompts_per_step)]
         groups = sample_groups(run, questions)
         sampled = time.perf_counter()
-        rewards, lengths_PG = reward_groups(run, questions, groups)
-        advantages_PG, weights_P = weigh(run, rewards)
+        rewards, _ = reward_groups(run, questions, groups)
         rewarded = time.perf_counter()
+        kl_PG = divergence(run, questions, groups)
+        advantages_PG, weights_P = weigh(run, rewards, kl_PG)
         update = update_policy(run, questions, groups, advantages_PG)
         updated = time.perf_counter()
 
+        lengths_PG = lengths_of(groups)
         truncated_PG = torch.tensor([[c.truncated for c in group] for group in groups])
         prompt_tokens = sum(prompt_of(run, q).length for q in questions)
         step_tokens = int(lengths_PG.sum()) + prompt_tokens * config.rollout.group_size
@@ -71,8 +79,9 @@ def train(
             "samples": run.step * config.prompts_per_step,
             "num_tokens": run.tokens,
             **rollout_metrics(rewards, lengths_PG, truncated_PG, advantages_PG),
-            **weight_metrics(weights_P),
+            **weight_metrics(weights_P, rewards.correct_PG),
             **run.curriculum.metrics(),
+            **kl_metrics(kl_PG, lengths_PG),
             **update,
             "timing_s/gen": sampled - started,
             "timing_s/reward": rewarded - sampled,
@@ -116,9 +125,14 @@ def reward_groups(
     run: Run, questions: Sequence[Question], groups: Sequence[Sequence[Completion]]
 ) -> tuple[RewardBreakdown, Tensor]:
     """Rewards by component, and the completions' lengths in tokens (P, G)."""
-    lengths_PG = torch.tensor([[len(c.token_ids) for c in group] for group in groups])
+    lengths_PG = lengths_of(groups)
     texts = [[c.text for c in group] for group in groups]
     return compute_rewards(texts, lengths_PG, questions, run.reward), lengths_PG
+
+
+def lengths_of(groups: Sequence[Sequence[Completion]]) -> Tensor:
+    """The completions' lengths in tokens (P, G)."""
+    return torch.tensor([[len(c.token_ids) for c in group] for group in groups])
 
 
 def evaluate(run: Run) -> dict[str, float]:

@@ -1,30 +1,98 @@
-"""From rewards to a gradient step."""
+"""From rewards to gradient steps."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from observe import grpo
 from observe.data.question import Question
-from observe.model.batch import micro_batches
+from observe.model.batch import MicroBatch, micro_batches
 from observe.model.logprobs import completion_logprobs
+from observe.model.policy import Policy
+from observe.model.processor import Sample
 from observe.rewards import RewardBreakdown, shuffle_within_groups
 from observe.rollout.engine import Completion
 from observe.run import Run, prompt_of, stable_seed
 
 
-def weigh(run: Run, rewards: RewardBreakdown) -> tuple[Tensor, Tensor]:
-    """Advantages (P, G), weighted by the groups' difficulty, and the weights (P,)."""
+@dataclass(kw_only=True)
+class PolicyBatch:
+    """Completions that share a forward pass, and what their log-probabilities are compared with.
+
+    The latter do not change while a rollout is trained on, and are kept from its first pass.
+    """
+
+    members: MicroBatch
+    """Which of the rollout's completions, by group."""
+    samples: list[Sample]
+    """The prompt of each group."""
+    token_ids: list[list[list[int]]]
+    """The completions of each."""
+    advantages_N: Tensor
+    old_NT: Tensor | None = None
+    """Log-probabilities under the policy that was sampled from."""
+    reference_NT: Tensor | None = None
+    """Log-probabilities under the policy that the run started from."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Minibatch:
+    """The part of a rollout that one optimizer step is taken on."""
+
+    batches: list[PolicyBatch]
+    """Without the groups that add nothing to the gradient."""
+    normalizer: int
+    """Of the loss, over all of the part's groups."""
+
+
+def weigh(run: Run, rewards: RewardBreakdown, kl_PG: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """Advantages (P, G), weighted by the groups' difficulty, and the weights (P,).
+
+    ``kl_PG`` is the completions' divergence, when it is part of the reward.
+    """
+    loss, weighting = run.config.loss, run.config.weighting
     total_PG = rewards.total_PG
     if run.reward.shuffle:
         generator = torch.Generator().manual_seed(stable_seed(run.config.seed, run.step, "placebo"))
         total_PG = shuffle_within_groups(total_PG, generator)
-    advantages_PG = grpo.group_advantages(total_PG, scale=run.config.loss.scale)
+    if kl_PG is not None:
+        total_PG = total_PG - loss.kl_coefficient * kl_PG
+    advantages_PG = grpo.group_advantages(total_PG, scale=loss.scale, baseline=loss.baseline)
     weights_P = torch.ones(total_PG.shape[0])
-    if run.config.weighting.sigma is not None:
-        weights_P = grpo.dynamic_weights(rewards.correct_PG, run.config.weighting.sigma)
+    if weighting.sigma is not None:
+        weights_P = grpo.difficulty_weights(
+            rewards.correct_PG,
+            weighting.sigma,
+            form=weighting.form,
+            threshold=weighting.threshold,
+        )
     return advantages_PG * weights_P[:, None], weights_P
+
+
+def divergence(
+    run: Run, questions: Sequence[Question], groups: Sequence[Sequence[Completion]]
+) -> Tensor | None:
+    """Estimated divergence from the starting policy, summed over each completion (P, G).
+
+    None when it is no part of the reward, which spares its forward passes.
+    """
+    if not run.reference or run.config.loss.kl_in != "reward":
+        return None
+    run.policy.model.train()
+    kl_PG = torch.zeros(len(groups), len(groups[0]))
+    everything = [list(range(len(group))) for group in groups]
+    with torch.no_grad():
+        for batch in policy_batches(run, questions, groups, kl_PG, everything):
+            logprobs_NT, _, mask_NT = forward(run, run.policy, batch)
+            reference_NT, _, _ = forward(run, run.reference, batch)
+            kl_NT = grpo.kl(logprobs_NT, reference_NT, run.config.loss.kl_estimator)
+            kl_N = (kl_NT * mask_NT).sum(1).to(kl_PG)
+            by_group = kl_N.split([len(members) for _, members in batch.members])
+            for (i, members), values in zip(batch.members, by_group, strict=True):
+                kl_PG[i, members] = values
+    return kl_PG
 
 
 def update_policy(
@@ -33,70 +101,199 @@ def update_policy(
     groups: Sequence[Sequence[Completion]],
     advantages_PG: Tensor,
 ) -> dict[str, float]:
-    """One gradient step on the policy.
+    """Train the policy on one rollout: a gradient step, or several with clipped ratios.
 
-    The rollout comes from the very weights that are updated, so the old log-probabilities are the
-    current ones. Groups whose advantages are all zero add nothing to the gradient without a KL
-    term, and are left out of the forward pass; the loss is normalised by the whole step's count.
+    The first step starts from the very weights that were sampled from, so the old log-probabilities
+    are those of its own forward pass; only when a pass over the rollout takes several steps are
+    those of the later parts computed beforehand. The loss is normalised by its whole step's count.
     """
-    config, loss_config = run.config, run.config.loss
+    optim = run.config.optim
     set_lr(run)
-    kept = [i for i in range(len(groups)) if run.reference or advantages_PG[i].any()]
-    num_tokens = sum(len(c.token_ids) for group in groups for c in group)
-    normalizer = advantages_PG.numel() if loss_config.aggregation == "sequence" else num_tokens
-    batches = micro_batches(
-        [prompt_of(run, questions[i]).length for i in kept],
-        [[len(c.token_ids) for c in groups[i]] for i in kept],
-        tokens=config.micro_batch_tokens,
-    )
-    totals = {"loss": 0.0, "entropy": 0.0, "kl": 0.0, "clipped": 0.0, "tokens": 0.0}
     run.policy.model.train()
-    for batch in batches:
-        chunk = [(kept[k], members) for k, members in batch]
-        samples = [prompt_of(run, questions[i]) for i, _ in chunk]
-        token_ids = [[groups[i][j].token_ids for j in members] for i, members in chunk]
-        logprobs_NT, entropy_NT, mask_NT = completion_logprobs(
-            run.policy, samples, token_ids, temperature=config.rollout.temperature
-        )
-        result = grpo.policy_loss(
-            logprobs_NT,
-            logprobs_NT.detach(),
-            torch.cat([advantages_PG[i, members] for i, members in chunk]),
-            mask_NT,
-            clip_low=loss_config.clip_low,
-            clip_high=loss_config.clip_high,
-            normalizer=normalizer,
-            aggregation=loss_config.aggregation,
-        )
-        loss = result.loss
-        if run.reference:
-            with torch.no_grad():
-                reference_NT, _, _ = completion_logprobs(
-                    run.reference, samples, token_ids, temperature=config.rollout.temperature
-                )
-            kl_NT = grpo.kl(logprobs_NT, reference_NT, "k3") * mask_NT
-            loss = loss + loss_config.kl_coefficient * kl_NT.sum() / num_tokens
-            totals["kl"] += float(kl_NT.sum().detach())
-        loss.backward()
-        totals["loss"] += float(loss.detach())
-        totals["entropy"] += float((entropy_NT * mask_NT).sum())
-        totals["clipped"] += float(result.clipped_low + result.clipped_high)
-        totals["tokens"] += float(result.tokens)
-    parameters = [p for p in run.policy.model.parameters() if p.grad is not None]
-    grad_norm = torch.nn.utils.clip_grad_norm_(parameters, config.optim.max_grad_norm)
-    if kept:
-        run.optimizer.step()
-    run.optimizer.zero_grad(set_to_none=True)
-    trained_tokens = max(1.0, totals["tokens"])
-    metrics = {
-        "loss": totals["loss"],
-        "entropy": totals["entropy"] / trained_tokens,
-        "clip_ratio/region_mean": totals["clipped"] / trained_tokens,
-        "grad_norm": float(grad_norm),
+    minibatches = split(run, questions, groups, advantages_PG)
+    with torch.no_grad():
+        for minibatch in minibatches[1:]:
+            for batch in minibatch.batches:
+                batch.old_NT, _, _ = forward(run, run.policy, batch)
+    figures: list[dict[str, float]] = []
+    grad_norms = []
+    for _ in range(optim.updates_per_rollout):
+        for minibatch in minibatches:
+            for batch in minibatch.batches:
+                loss, figure = loss_of(run, batch, minibatch.normalizer)
+                loss.backward()
+                figures.append(figure)
+            grad_norms.append(step_optimizer(run, empty=not minibatch.batches))
+    return {
+        **summed_up(run, figures, steps=len(grad_norms)),
+        "grad_norm": sum(grad_norms) / len(grad_norms),
         "learning_rate": run.optimizer.param_groups[0]["lr"],
     }
-    if run.reference:
-        metrics["kl"] = totals["kl"] / trained_tokens
+
+
+def split(
+    run: Run,
+    questions: Sequence[Question],
+    groups: Sequence[Sequence[Completion]],
+    advantages_PG: Tensor,
+) -> list[Minibatch]:
+    """The rollout in parts of consecutive questions, as equal as they can be, a step on each.
+
+    Without a divergence or an entropy in the loss, groups whose advantages are all zero add nothing
+    to the gradient, and are left out of the forward pass; they are counted all the same.
+    """
+    loss = run.config.loss
+    every_group = loss.entropy_coefficient or (run.reference and loss.kl_in == "loss")
+    counted = [
+        [j for j, c in enumerate(group) if not (loss.mask_truncated and c.truncated)]
+        for group in groups
+    ]
+    count = run.config.optim.minibatches_per_rollout
+    parts = []
+    for k in range(count):
+        part = range(len(groups) * k // count, len(groups) * (k + 1) // count)
+        lengths = [len(groups[i][j].token_ids) for i in part for j in counted[i]]
+        forwarded: list[list[int]] = [[] for _ in groups]
+        for i in part:
+            if every_group or advantages_PG[i, counted[i]].any():
+                forwarded[i] = counted[i]
+        parts.append(
+            Minibatch(
+                batches=policy_batches(run, questions, groups, advantages_PG, forwarded),
+                normalizer=grpo.loss_normalizer(
+                    torch.tensor(lengths),
+                    aggregation=loss.aggregation,
+                    max_length=run.config.rollout.max_new_tokens,
+                ),
+            )
+        )
+    return parts
+
+
+def policy_batches(
+    run: Run,
+    questions: Sequence[Question],
+    groups: Sequence[Sequence[Completion]],
+    advantages_PG: Tensor,
+    members: Sequence[list[int]],
+) -> list[PolicyBatch]:
+    """The ``members`` of each group (none leaves it out) as forward passes."""
+    chosen = [i for i in range(len(groups)) if members[i]]
+    passes = micro_batches(
+        [prompt_of(run, questions[i]).length for i in chosen],
+        [[len(groups[i][j].token_ids) for j in members[i]] for i in chosen],
+        tokens=run.config.micro_batch_tokens,
+    )
+    batches = []
+    for one in passes:
+        chunk = [(chosen[k], [members[chosen[k]][n] for n in part]) for k, part in one]
+        batches.append(
+            PolicyBatch(
+                members=chunk,
+                samples=[prompt_of(run, questions[i]) for i, _ in chunk],
+                token_ids=[[groups[i][j].token_ids for j in part] for i, part in chunk],
+                advantages_N=torch.cat([advantages_PG[i, part] for i, part in chunk]),
+            )
+        )
+    return batches
+
+
+def forward(
+    run: Run, policy: Policy, batch: PolicyBatch, *, entropy_grad: bool = False
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Log-probabilities and entropies of the batch's tokens, and their mask (N, T)."""
+    return completion_logprobs(
+        policy,
+        batch.samples,
+        batch.token_ids,
+        temperature=run.config.rollout.temperature,
+        entropy_grad=entropy_grad,
+    )
+
+
+def loss_of(run: Run, batch: PolicyBatch, normalizer: float) -> tuple[Tensor, dict[str, float]]:
+    """A micro-batch's share of the loss, with gradient, and its sums over tokens for the log."""
+    config = run.config.loss
+    entropy_grad = config.entropy_coefficient > 0
+    logprobs_NT, entropy_NT, mask_NT = forward(run, run.policy, batch, entropy_grad=entropy_grad)
+    if batch.old_NT is None:
+        batch.old_NT = logprobs_NT.detach()
+    result = grpo.policy_loss(
+        logprobs_NT,
+        batch.old_NT,
+        batch.advantages_N,
+        mask_NT,
+        clip_low=config.clip_low,
+        clip_high=config.clip_high,
+        normalizer=normalizer,
+        aggregation=config.aggregation,
+        ratio=config.ratio,
+        surrogate=config.surrogate,
+    )
+    loss = result.loss
+    figures = {
+        "tokens": float(result.tokens),
+        "clipped_low": float(result.clipped_low),
+        "clipped_high": float(result.clipped_high),
+        "entropy": float((entropy_NT * mask_NT).sum().detach()),
+    }
+
+    def aggregate(terms_NT: Tensor) -> Tensor:
+        return grpo.aggregate(
+            terms_NT, mask_NT, aggregation=config.aggregation, normalizer=normalizer
+        )
+
+    if config.entropy_coefficient:
+        loss = loss - config.entropy_coefficient * aggregate(entropy_NT)
+    if run.reference and config.kl_in == "loss":
+        if batch.reference_NT is None:
+            with torch.no_grad():
+                batch.reference_NT, _, _ = forward(run, run.reference, batch)
+        kl_NT = grpo.kl(logprobs_NT, batch.reference_NT, config.kl_estimator)
+        loss = loss + config.kl_coefficient * aggregate(kl_NT)
+        figures["kl"] = float((kl_NT * mask_NT).sum().detach())
+    figures["loss"] = float(loss.detach())
+    return loss, figures
+
+
+def step_optimizer(run: Run, *, empty: bool) -> float:
+    """Clip the gradients, take the step unless there are none, and return their norm."""
+    parameters = [p for p in run.policy.model.parameters() if p.grad is not None]
+    grad_norm = torch.nn.utils.clip_grad_norm_(parameters, run.config.optim.max_grad_norm)
+    if not empty:
+        run.optimizer.step()
+    run.optimizer.zero_grad(set_to_none=True)
+    return float(grad_norm)
+
+
+def summed_up(run: Run, figures: Sequence[dict[str, float]], *, steps: int) -> dict[str, float]:
+    """The metrics of an update, under TRL's names: loss per step, the others per token.
+
+    ``cispo_clip_ratio`` is the share of tokens whose weight was clipped, in either direction. There
+    is no entropy of an update without signal, which forwards no token.
+    """
+    config = run.config.loss
+
+    def total(key: str) -> float:
+        return sum(figure[key] for figure in figures)
+
+    tokens = max(1.0, total("tokens"))
+    low = [figure["clipped_low"] / max(1.0, figure["tokens"]) for figure in figures]
+    high = [figure["clipped_high"] / max(1.0, figure["tokens"]) for figure in figures]
+    clipped = (total("clipped_low") + total("clipped_high")) / tokens
+    metrics = {"loss": total("loss") / steps}
+    if figures:
+        metrics["entropy"] = total("entropy") / tokens
+    if config.surrogate == "cispo":
+        metrics["cispo_clip_ratio"] = clipped
+    else:
+        metrics["clip_ratio/low_mean"] = total("clipped_low") / tokens
+        metrics["clip_ratio/low_min"] = min(low, default=0.0)
+        metrics["clip_ratio/high_mean"] = total("clipped_high") / tokens
+        metrics["clip_ratio/high_max"] = max(high, default=0.0)
+        metrics["clip_ratio/region_mean"] = clipped
+    if run.reference and config.kl_in == "loss":
+        metrics["kl"] = total("kl") / tokens
     return metrics
 
 

@@ -83,11 +83,19 @@ def test_what_could_not_be_judged_is_counted_and_left_out_of_the_means():
 
 
 def test_a_weight_other_than_0_or_1_is_the_mechanism_at_work():
-    assert weight_metrics(torch.ones(4))["observe/weight_active_share"] == 0
-    found = weight_metrics(torch.tensor([0.0, 1.0, 1.35, 1.8]))
+    correct_PG = torch.tensor([[0.0, 0.0], [1.0, 0.0], [1.0, 0.0], [1.0, 0.0]])
+    assert weight_metrics(torch.ones(4), correct_PG)["observe/weight_active_share"] == 0
+    found = weight_metrics(torch.tensor([0.0, 1.0, 1.35, 1.8]), correct_PG)
     assert found["observe/weight_active_share"] == 0.5
     assert found["observe/weight_mean"] == pytest.approx(4.15 / 4)
     assert found["observe/weight_max"] == pytest.approx(1.8)
+
+
+def test_a_weight_of_0_is_the_mechanism_at_work_where_a_group_is_partly_right():
+    nan = float("nan")
+    correct_PG = torch.tensor([[1.0, 0.0, nan], [1.0, 1.0, nan], [0.0, 0.0, 0.0], [nan, nan, nan]])
+    found = weight_metrics(torch.zeros(4), correct_PG)
+    assert found["observe/weight_active_share"] == 0.25
 
 
 def test_a_logged_group_shows_every_component_of_its_rewards():
@@ -99,13 +107,13 @@ def test_a_logged_group_shows_every_component_of_its_rewards():
     row = completion_row(7, QUESTIONS[0], group, rewards, 0)
     assert (row["step"], row["question"], row["gold"]) == (7, "a", "3")
     shown = [
-        (c["text"], c["tokens"], c["accuracy"], c["format"], c["bonus"], c["answer"])
+        (c["text"], c["tokens"], c["accuracy"], c["format"], c["bonus"], c["overlong"], c["answer"])
         for c in row["completions"]
     ]
     assert shown == [
-        (RIGHT_A, 12, 1.0, 0.5, 0.0, "3"),
-        (WRONG_A, 14, 0.0, 0.5, 0.0, "4"),
-        (BARE_A, 5, 1.0, 0.0, 0.0, "3"),
+        (RIGHT_A, 12, 1.0, 0.5, 0.0, 0.0, "3"),
+        (WRONG_A, 14, 0.0, 0.5, 0.0, 0.0, "4"),
+        (BARE_A, 5, 1.0, 0.0, 0.0, 0.0, "3"),
     ]
     assert json.loads(json.dumps(row)) == row
 

@@ -13,7 +13,7 @@ from observe.config import (
 )
 from observe.data.question import Question, write_jsonl
 from observe.data.sources import load_questions
-from observe.run import choose_questions, resolve_bonus, stable_seed
+from observe.run import choose_questions, resolve_rewards, stable_seed
 
 
 def handed_out(ladder, order, seed=0, size=20):
@@ -65,7 +65,7 @@ def test_the_seed_of_a_raw_run_changes_the_order_and_not_the_questions(tmp_path,
 )
 def test_the_bonus_takes_its_least_length_from_the_ladder(ladder, prompt, bonus, expected):
     reward = RewardConfig(accuracy=0.9, format="observe", shuffle=True, bonus=bonus)
-    resolved = resolve_bonus(changed(prompt=prompt, reward=reward), ladder)
+    resolved = resolve_rewards(changed(prompt=prompt, reward=reward), ladder)
     assert resolved.bonus.min_length == expected
     assert resolved.bonus.weight == bonus.weight
     assert dataclasses.replace(resolved, bonus=bonus) == reward
