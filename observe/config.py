@@ -140,6 +140,17 @@ class RolloutConfig:
     """Nucleus sampling: the smallest set of tokens with this probability mass; 1 keeps all."""
     top_k: int = 0
     """Sample among the k most probable tokens; 0 keeps all."""
+    refill_rounds: int = 0
+    """Draw groups that would teach nothing (all advantages 0) again, up to this many times (dynamic
+    sampling, arXiv 2503.14476). DAPO fills up with further questions; here the same question is
+    asked anew, so that every run still asks each question once, in as many steps. A group that is
+    still without signal after the last round stays as it is."""
+
+    def __post_init__(self) -> None:
+        if self.refill_rounds < 0:
+            raise InputError(
+                f"rollout.refill_rounds: expected at least 0, got {self.refill_rounds}"
+            )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

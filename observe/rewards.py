@@ -4,10 +4,11 @@ Observe-R1 (arXiv 2505.12432): accuracy 0 or 1, plus 0.5 for a valid form, plus 
 concise correct completion of a group. Shape suffixes: P prompts, G completions per prompt.
 """
 
+import dataclasses
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Any, Literal, Protocol
 
 import torch
 from torch import Tensor
@@ -61,6 +62,19 @@ class RewardBreakdown:
     """The extracted answer of each completion."""
     reasons: tuple[tuple[str, ...], ...]
     """The scorer's reason for each verdict."""
+
+    def with_groups(self, indices: Sequence[int], others: "RewardBreakdown") -> "RewardBreakdown":
+        """These rewards with the groups at ``indices`` replaced by the groups of ``others``."""
+        place = torch.tensor(indices)
+        values: dict[str, Any] = {}
+        for field in dataclasses.fields(self):
+            mine, theirs = getattr(self, field.name), getattr(others, field.name)
+            if isinstance(mine, Tensor):
+                values[field.name] = mine.index_copy(0, place, theirs)
+            else:
+                rows = dict(enumerate(mine)) | dict(zip(indices, theirs, strict=True))
+                values[field.name] = tuple(rows.values())
+        return RewardBreakdown(**values)
 
 
 def format_valid(text: str, form: Literal["think", "observe"]) -> bool:

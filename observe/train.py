@@ -9,6 +9,7 @@ import statistics
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +35,16 @@ from observe.run import Run, checkpoint, prepare, process, prompt_of, stable_see
 from observe.update import divergence, update_policy, weigh
 
 Progress = Callable[[int, int, str], None]
+
+
+@dataclass(kw_only=True)
+class Refill:
+    """What drawing groups again took and brought."""
+
+    tokens: int = 0
+    """Prompt and completion tokens of the draws that were thrown away."""
+    metrics: dict[str, float] = field(default_factory=dict)
+    """Empty where refill is switched off."""
 
 
 def train(
@@ -64,6 +75,8 @@ def train(
         sampled = time.perf_counter()
         rewards, _ = reward_groups(run, questions, groups)
         rewarded = time.perf_counter()
+        groups, rewards, refill = refill_groups(run, questions, groups, rewards)
+        refilled = time.perf_counter()
         kl_PG = divergence(run, questions, groups)
         advantages_PG, weights_P = weigh(run, rewards, kl_PG)
         update = update_policy(run, questions, groups, advantages_PG)
@@ -73,6 +86,7 @@ def train(
         truncated_PG = torch.tensor([[c.truncated for c in group] for group in groups])
         prompt_tokens = sum(prompt_of(run, q).length for q in questions)
         step_tokens = int(lengths_PG.sum()) + prompt_tokens * config.rollout.group_size
+        step_tokens += refill.tokens
         run.tokens += step_tokens
         row = {
             "step": run.step,
@@ -81,11 +95,13 @@ def train(
             **rollout_metrics(rewards, lengths_PG, truncated_PG, advantages_PG),
             **weight_metrics(weights_P, rewards.correct_PG),
             **run.curriculum.metrics(),
+            **refill.metrics,
             **kl_metrics(kl_PG, lengths_PG),
             **update,
             "timing_s/gen": sampled - started,
             "timing_s/reward": rewarded - sampled,
-            "timing_s/update": updated - rewarded,
+            "timing_s/refill": refilled - rewarded,
+            "timing_s/update": updated - refilled,
             "timing_s/step": updated - started,
             "perf/throughput": step_tokens / (updated - started),
         }
@@ -106,8 +122,13 @@ def train(
     return summarise(run, metrics.rows())
 
 
-def sample_groups(run: Run, questions: Sequence[Question]) -> list[list[Completion]]:
-    """A group of completions per question, each from its own random numbers."""
+def sample_groups(
+    run: Run, questions: Sequence[Question], *, draw: int = 0
+) -> list[list[Completion]]:
+    """A group of completions per question, each from its own random numbers.
+
+    ``draw`` counts how often the step has sampled the question before.
+    """
     rollout = run.config.rollout
     params = SamplingParams(
         max_new_tokens=rollout.max_new_tokens,
@@ -116,7 +137,8 @@ def sample_groups(run: Run, questions: Sequence[Question]) -> list[list[Completi
         top_k=rollout.top_k,
         n=rollout.group_size,
     )
-    seeds = [stable_seed(run.config.seed, run.step, question.id) for question in questions]
+    again = (draw,) if draw else ()
+    seeds = [stable_seed(run.config.seed, run.step, q.id, *again) for q in questions]
     engine = NativeEngine(run.policy)
     return engine.generate([prompt_of(run, q) for q in questions], params, seeds)
 
@@ -128,6 +150,49 @@ def reward_groups(
     lengths_PG = lengths_of(groups)
     texts = [[c.text for c in group] for group in groups]
     return compute_rewards(texts, lengths_PG, questions, run.reward), lengths_PG
+
+
+def refill_groups(
+    run: Run,
+    questions: Sequence[Question],
+    groups: Sequence[list[Completion]],
+    rewards: RewardBreakdown,
+) -> tuple[list[list[Completion]], RewardBreakdown, Refill]:
+    """Draw groups that would teach nothing again (rollout.refill_rounds), and say what it took.
+
+    The questions stay, so that every order still consumes each of them once, in as many steps. The
+    last draw of a group stands. A divergence in the reward is no signal here: nearly every group
+    has one.
+    """
+    groups, refill = list(groups), Refill()
+    if not run.config.rollout.refill_rounds:
+        return groups, rewards, refill
+    refill.metrics["observe/refill_first_reward"] = float(rewards.total_PG.nanmean().nan_to_num())
+    drawn = 0
+    empty = first = without_signal(run, rewards)
+    for draw in range(1, run.config.rollout.refill_rounds + 1):
+        if not empty:
+            break
+        again = [questions[i] for i in empty]
+        drawn += len(again)
+        for i, group in zip(empty, sample_groups(run, again, draw=draw), strict=True):
+            prompt_tokens = prompt_of(run, questions[i]).length * len(group)
+            # Of what was sampled, the tokens that no other figure of the step contains.
+            refill.tokens += sum(len(c.token_ids) for c in groups[i]) + prompt_tokens
+            groups[i] = group
+        fresh, _ = reward_groups(run, again, [groups[i] for i in empty])
+        rewards = rewards.with_groups(empty, fresh)
+        empty = without_signal(run, rewards)
+    refill.metrics["observe/refill_groups_drawn"] = float(drawn)
+    refill.metrics["observe/refill_groups_gained"] = float(len(first) - len(empty))
+    refill.metrics["observe/refill_groups_empty"] = float(len(empty))
+    return groups, rewards, refill
+
+
+def without_signal(run: Run, rewards: RewardBreakdown) -> list[int]:
+    """The groups whose advantages are all 0."""
+    advantages_PG, _ = weigh(run, rewards)
+    return (advantages_PG == 0).all(1).nonzero().flatten().tolist()
 
 
 def lengths_of(groups: Sequence[Sequence[Completion]]) -> Tensor:
