@@ -13,6 +13,8 @@ from observe.config import BaseConfig
 from observe.data.rungs import Ladder, Rung, save_ladder
 from observe.data.sources import load_questions
 from observe.glyphs.model import build_policy
+from observe.model.policy import load_policy
+from observe.rollout.engine import Completion
 
 SMALL = BaseConfig(
     hidden_size=64,
@@ -51,6 +53,25 @@ def base(tmp_path_factory):
     out = tmp_path_factory.mktemp("base")
     train_base(SMALL, out, lambda done, total, message: None)
     return out
+
+
+@pytest.fixture(scope="session")
+def completions(base):
+    """Four questions, each with a group of four; the rewards of the third do not differ."""
+    questions = load_questions("glyphs", size=4, seed=0)
+    policy = load_policy(base / "checkpoint")
+
+    def made(text):
+        ids = [*policy.processor.encode(text), policy.processor.eos_ids[0]]
+        return Completion(token_ids=ids, text=text, truncated=False)
+
+    groups = []
+    for i, question in enumerate(questions):
+        right = f"<think>so</think><answer>{question.gold}</answer>"
+        texts = [right, f"<think>so it is</think><answer>{question.gold}</answer>", "none", right]
+        texts[1 + i % 2] = f"The answer is {question.gold}."
+        groups.append([made(text) for text in (texts if i != 2 else [right] * 4)])
+    return questions, groups
 
 
 @pytest.fixture(scope="session")

@@ -14,34 +14,10 @@ from observe.config import (
     RewardConfig,
     WeightingConfig,
 )
-from observe.data.sources import load_questions
 from observe.model.logprobs import completion_logprobs
-from observe.model.policy import load_policy
-from observe.rollout.engine import Completion
 from observe.run import prepare, prompt_of
 from observe.train import reward_groups
 from observe.update import set_lr, update_policy, weigh
-
-GROUP = 4
-
-
-@pytest.fixture(scope="module")
-def completions(base):
-    """Four questions, each with a group whose rewards differ, and one whose do not."""
-    questions = load_questions("glyphs", size=4, seed=0)
-    policy = load_policy(base / "checkpoint")
-
-    def made(text):
-        ids = [*policy.processor.encode(text), policy.processor.eos_ids[0]]
-        return Completion(token_ids=ids, text=text, truncated=False)
-
-    groups = []
-    for i, question in enumerate(questions):
-        right = f"<think>so</think><answer>{question.gold}</answer>"
-        texts = [right, f"<think>so it is</think><answer>{question.gold}</answer>", "none", right]
-        texts[1 + i % 2] = f"The answer is {question.gold}."
-        groups.append([made(text) for text in (texts if i != 2 else [right] * GROUP)])
-    return questions, groups
 
 
 def prepared(base, out, *, precise=False, **values):
