@@ -17,6 +17,20 @@ from observe.mapping import from_mapping, load_yaml, with_overrides
         ({"data.size": 25, "prompts_per_step": 24}, "data.size: 25 is no multiple"),
         ({"data.selection": "raw", "data.order": "ladder"}, "data.order: ladder needs"),
         ({"data.selection": "raw", "data.order": "easy_to_hard"}, "data.order: easy_to_hard needs"),
+        (
+            {"loss.surrogate": "cispo", "loss.ratio": "sequence"},
+            "loss.surrogate: cispo weights every token by its own ratio",
+        ),
+        ({"loss.kl_in": "reward"}, "loss.kl_in: reward has no effect"),
+        ({"weighting.form": "vcrl"}, "weighting.form: vcrl has no effect"),
+        (
+            {"optim.minibatches_per_rollout": 5},
+            "optim.minibatches_per_rollout: 5 does not divide prompts_per_step (24)",
+        ),
+        (
+            {"reward.overlong.weight": 1.0, "reward.overlong.max_length": 129},
+            "reward.overlong.max_length: 129 is never reached",
+        ),
     ],
 )
 def test_settings_that_contradict_each_other_name_their_source(overrides, message):
@@ -56,6 +70,27 @@ def test_a_count_that_must_be_positive_is_checked_before_anything_runs(key, valu
     ],
 )
 def test_sampling_that_cannot_teach_is_refused(key, value):
+    with pytest.raises(InputError, match=rf"^b\.yaml: {key}: expected "):
+        from_mapping(TrainConfig, with_overrides({}, {key: value}), source="b.yaml")
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("loss.clip_low", -0.1),
+        ("loss.clip_high", float("nan")),
+        ("loss.kl_coefficient", -1.0),
+        ("loss.entropy_coefficient", float("inf")),
+        ("rollout.refill_rounds", -1),
+        ("optim.updates_per_rollout", 0),
+        ("optim.minibatches_per_rollout", 0),
+        ("reward.overlong.weight", -1.0),
+        ("reward.overlong.max_length", 0),
+        ("reward.overlong.buffer_share", 0.0),
+        ("weighting.threshold", 0.0),
+    ],
+)
+def test_a_number_outside_its_range_is_refused(key, value):
     with pytest.raises(InputError, match=rf"^b\.yaml: {key}: expected "):
         from_mapping(TrainConfig, with_overrides({}, {key: value}), source="b.yaml")
 
