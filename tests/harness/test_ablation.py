@@ -249,6 +249,16 @@ def test_the_shipped_ablations_can_be_planned(name: str) -> None:
     assert sum(run.kind == "cell" for run in plan.runs) == {"full": 16, "smoke": 5}[name]
 
 
+@pytest.mark.parametrize(
+    ("name", "reference", "arms"),
+    [("algorithms", "control", 6), ("weighting", "weights=observe_r1", 5)],
+)
+def test_the_shipped_ablations_of_one_factor_can_be_planned(name, reference, arms) -> None:
+    plan = plan_of(ROOT / "ablations" / f"{name}.yaml")
+    assert plan.reference_arm == reference
+    assert sum(run.kind == "cell" for run in plan.runs) == 3 * arms
+
+
 def test_a_bad_override_of_the_whole_file_is_bad_input(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="set: expected a mapping"):
         load_ablation(write_ablation(tmp_path, {"set": [1]}), {"data.size": 3})
