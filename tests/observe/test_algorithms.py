@@ -79,7 +79,7 @@ def test_two_passes_in_two_minibatches_are_four_steps_on_the_papers_objective(
     """Ratios are to the policy that was sampled from, in every one of the steps."""
     lr = {"rloo": 0.01, "gspo": 0.02}.get(algorithm, 0.2)
     config = in_steps(config_of(algorithm), lr, updates_per_rollout=2, minibatches_per_rollout=2)
-    made = prepared(base, tmp_path, config=config, micro_batch=8)
+    made = prepared(base, tmp_path, config=config, micro_batch_tokens=300)
     questions, groups = completions
     rewards, _ = reward_groups(made, questions, groups)
     before = parameters(made)
@@ -119,7 +119,7 @@ def test_without_a_change_of_weights_every_ratio_is_exactly_1(
 ):
     optim = OptimConfig(lr=0.0, updates_per_rollout=updates, minibatches_per_rollout=minibatches)
     loss = LossConfig(clip_low=0.0, clip_high=0.0)
-    made = prepared(base, tmp_path, precise=False, optim=optim, loss=loss, micro_batch=8)
+    made = prepared(base, tmp_path, precise=False, optim=optim, loss=loss, micro_batch_tokens=300)
     metrics = update_policy(made, *completions, ADVANTAGES)
     assert metrics["clip_ratio/region_mean"] == 0
 
@@ -153,7 +153,7 @@ def test_the_divergence_in_the_loss_is_aggregated_like_the_loss(
     base, tmp_path, completions, estimator
 ):
     loss = LossConfig(kl_coefficient=0.7, kl_estimator=estimator)
-    made = prepared(base, tmp_path, optim=UNCLIPPED, loss=loss, micro_batch=8)
+    made = prepared(base, tmp_path, optim=UNCLIPPED, loss=loss, micro_batch_tokens=300)
     with torch.no_grad():
         for parameter in made.reference.model.parameters():
             parameter *= 1.05
@@ -186,7 +186,7 @@ def test_the_divergence_in_the_reward_is_taken_from_it_before_the_baseline(
     base, tmp_path, completions, estimator
 ):
     loss = LossConfig(kl_coefficient=0.3, kl_estimator=estimator, kl_in="reward", scale="none")
-    made = prepared(base, tmp_path, loss=loss, micro_batch=8)
+    made = prepared(base, tmp_path, loss=loss, micro_batch_tokens=300)
     with torch.no_grad():
         for parameter in made.reference.model.parameters():
             parameter *= 1.05
@@ -217,7 +217,11 @@ def test_without_a_divergence_in_the_reward_no_pass_is_made_for_it(base, tmp_pat
 def test_the_entropy_bonus_follows_the_slope_of_the_entropy(base, tmp_path, completions):
     """The step's direction against a difference quotient of the completions' mean entropy."""
     made = prepared(
-        base, tmp_path, optim=UNCLIPPED, loss=LossConfig(entropy_coefficient=0.5), micro_batch=8
+        base,
+        tmp_path,
+        optim=UNCLIPPED,
+        loss=LossConfig(entropy_coefficient=0.5),
+        micro_batch_tokens=300,
     )
     made.step = made.config.optim.warmup_steps or 1
     questions, groups = completions
@@ -252,7 +256,7 @@ def test_truncated_completions_are_left_out_of_loss_and_counts(base, tmp_path, c
         for i, group in enumerate(groups)
     ]
     loss = LossConfig(mask_truncated=True)
-    made = prepared(base, tmp_path, optim=UNCLIPPED, loss=loss, micro_batch=8)
+    made = prepared(base, tmp_path, optim=UNCLIPPED, loss=loss, micro_batch_tokens=300)
     before = parameters(made)
     update_policy(made, questions, cut, ADVANTAGES)
 
@@ -268,11 +272,25 @@ def test_truncated_completions_are_left_out_of_loss_and_counts(base, tmp_path, c
     assert part.normalizer == len(kept)
 
 
+@pytest.mark.parametrize(("minibatches", "sizes"), [(1, [4]), (2, [2, 2]), (3, [1, 1, 2])])
+def test_a_rollout_is_split_in_the_order_of_its_questions(
+    base, tmp_path, completions, minibatches, sizes
+):
+    """Also one with fewer questions than planned, which may not be divisible."""
+    made = prepared(base, tmp_path, precise=False)
+    optim = dataclasses.replace(UNCLIPPED, minibatches_per_rollout=minibatches)
+    # As if a question of a larger rollout had been skipped.
+    made.config = changed(optim=optim, prompts_per_step=6, data=DataConfig(size=6))
+    parts = split(made, *completions, torch.ones(4, 4))
+    assert [part.normalizer for part in parts] == [4 * size for size in sizes]
+    assert sum(len(b.samples) for part in parts for b in part.batches) == 4
+
+
 def test_a_part_without_signal_takes_no_step(base, tmp_path, completions):
     optim = OptimConfig(minibatches_per_rollout=4)
     made = prepared(base, tmp_path, precise=False, optim=optim)
     parts = split(made, *completions, ADVANTAGES)
-    assert [len(part.micro_batches) for part in parts] == [1, 1, 0, 1]
+    assert [len(part.batches) for part in parts] == [1, 1, 0, 1]
     before = parameters(made)
     assert step_optimizer(made, empty=True) == 0
     assert torch.equal(parameters(made), before)

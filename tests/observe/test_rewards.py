@@ -5,7 +5,8 @@ from dataclasses import dataclass
 import pytest
 import torch
 
-from observe.config import BonusConfig, RewardConfig
+from observe.config import BonusConfig, OverlongConfig, RewardConfig
+from observe.errors import InputError
 from observe.rewards import compute_rewards, format_valid, shuffle_within_groups
 
 OBSERVE, THINK, ANSWER = (
@@ -96,6 +97,38 @@ def test_the_breakdown_adds_up():
     )
     assert rewards.answers[0] == ("2", "2", "3", None)
     assert rewards.reasons[0][3] == "integer: no answer"
+
+
+def test_length_is_punished_within_the_buffer_and_beyond():
+    overlong = OverlongConfig(weight=0.5, max_length=10, buffer_share=0.4)
+    rewards = compute_rewards(GROUPS, LENGTHS_PG, QUESTIONS, RewardConfig(overlong=overlong))
+    expected_PG = 0.5 * torch.tensor([[-1, 0, -0.75, 0], [-0.75, -0.75, -0.75, 0], [-1] * 4])
+    torch.testing.assert_close(rewards.overlong_PG, expected_PG)
+    plain = compute_rewards(GROUPS, LENGTHS_PG, QUESTIONS, RewardConfig())
+    assert not plain.overlong_PG.any()
+    torch.testing.assert_close(
+        rewards.total_PG, plain.total_PG + rewards.overlong_PG, equal_nan=True
+    )
+    with pytest.raises(InputError, match=r"reward\.overlong\.max_length: missing"):
+        unresolved = RewardConfig(overlong=OverlongConfig(weight=0.5))
+        compute_rewards(GROUPS, LENGTHS_PG, QUESTIONS, unresolved)
+
+
+def test_groups_can_be_replaced_by_others():
+    config = RewardConfig(bonus=BonusConfig(weight=0.2, min_length=5))
+    rewards = compute_rewards(GROUPS, LENGTHS_PG, QUESTIONS, config)
+    texts = [GROUPS[1], ["<think>x</think><answer>4</answer>", *GROUPS[0][1:]]]
+    asked, lengths_PG = [QUESTIONS[0], QUESTIONS[1]], LENGTHS_PG[[1, 0]]
+    others = compute_rewards(texts, lengths_PG, asked, config)
+    found = rewards.with_groups([0, 1], others)
+    expected = compute_rewards(
+        [*texts, GROUPS[2]], torch.cat([lengths_PG, LENGTHS_PG[2:]]), QUESTIONS, config
+    )
+    for name, value in vars(expected).items():
+        if isinstance(value, torch.Tensor):
+            torch.testing.assert_close(getattr(found, name), value, equal_nan=True)
+        else:
+            assert getattr(found, name) == value
 
 
 def test_an_unreadable_gold_is_never_rewarded():

@@ -173,6 +173,7 @@ def test_a_step_without_any_signal_leaves_the_policy_alone(base, tmp_path, compl
     metrics = update_policy(made, *completions, torch.zeros(4, 4))
     assert all(torch.equal(before[n], t) for n, t in made.policy.model.state_dict().items())
     assert metrics["grad_norm"] == metrics["loss"] == 0
+    assert "entropy" not in metrics
 
 
 def test_the_kl_term_starts_at_0_and_holds_the_policy_back(base, tmp_path):
