@@ -13,7 +13,8 @@ from typing import Any, Literal
 
 from jsonargparse import ArgumentParser, set_parsing_settings
 
-from reports.analysis import Row, Settings, analyse
+from reports.analysis import Row, Settings
+from reports.numbers import analyse
 from reports.tables import TableError, Tables, read_tables
 from reports.validity import missing_runs, validity
 from reports.verdict import verdict

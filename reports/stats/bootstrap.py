@@ -86,8 +86,11 @@ def effect_draws(
 def mcnemar_exact(first: np.ndarray, second: np.ndarray) -> float | None:
     """Two-sided exact McNemar p-value of paired 0/1 scores (n,), NaN unscored.
 
-    None without discordant pairs.
+    None without discordant pairs, and where a score is neither 0 nor 1 (the mean of attempts).
     """
+    both = np.concatenate([first, second])
+    if not np.isin(both[~np.isnan(both)], (0.0, 1.0)).all():
+        return None
     fixed = int(np.sum((first == 1) & (second == 0)))
     broken = int(np.sum((first == 0) & (second == 1)))
     if fixed + broken == 0:

@@ -16,12 +16,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 from itertools import combinations
 
 import numpy as np
 import pandas as pd
-from scipy import stats
+from scipy import optimize, special, stats
 
 ROUNDING = 1e-12
 
@@ -57,26 +57,79 @@ class Interval:
 
 
 def t_interval(
-    estimate: float, variance: float | None, df: float, *, confidence: float, method: str
+    estimate: float,
+    variance: float | None,
+    df: float,
+    *,
+    confidence: float,
+    method: str,
+    shared: float = 0.0,
 ) -> Interval:
     """The t interval and two-sided p-value of an estimate with this variance.
 
-    Not estimable when `variance` is None (`method` says why) or 0.
+    `shared` is the part of the estimate's variance that lies in the residuals from which the
+    variance itself was estimated: 0 for what the model fits, more for single cells of a design
+    without replicates (`tails`). Not estimable when `variance` is None (`method` says why) or 0.
     """
     if variance is None or not variance > ROUNDING**2:
         why = method if variance is None else "there is no variation to estimate it from"
         return Interval(estimate=estimate, method="not estimable", why=why)
     se = float(np.sqrt(variance))
-    half = float(stats.t.ppf((1 + confidence) / 2, df)) * se
+    half = critical_value(confidence, float(df), round(shared, 9)) * se
     return Interval(
         estimate=estimate,
         se=se,
         df=float(df),
         low=estimate - half,
         high=estimate + half,
-        p=float(2 * stats.t.sf(abs(estimate) / se, df)),
+        p=tails(abs(estimate) / se, float(df), shared),
         method=method,
     )
+
+
+def tails(ratio: float, df: float, shared: float = 0.0) -> float:
+    """P(|T| >= ratio) of an estimate over its standard error, from `df` residual degrees.
+
+    Where the estimate has a `shared` part in the residuals, numerator and denominator depend on
+    each other: with normal runs T = sqrt(1 - shared) t + sqrt(shared df) u, where t is Student's
+    and u, independent of it, one coordinate of a random direction in the residuals' space
+    (u^2 ~ Beta(1/2, (df - 1)/2)). Exact; without a shared part Student's t. A contrast that the
+    model takes for nothing but residual gets Student's t too, which is conservative there.
+    """
+    if not _partly(shared) or np.isinf(df):
+        return float(2 * special.stdtr(df, -ratio) if np.isfinite(df) else 2 * stats.norm.sf(ratio))
+    node, weight = _direction(df)
+    scale, offset = np.sqrt(1 - shared), np.sqrt(shared * df) * node
+    both = special.stdtr(df, (-ratio - offset) / scale) + special.stdtr(
+        df, (-ratio + offset) / scale
+    )
+    return float(weight @ both)
+
+
+@lru_cache(maxsize=4096)
+def critical_value(confidence: float, df: float, shared: float = 0.0) -> float:
+    """The ratio whose two tails (`tails`) together hold 1 - confidence."""
+    student = float(stats.t.ppf((1 + confidence) / 2, df))
+    if not _partly(shared) or np.isinf(df):
+        return student
+    upper = student + np.sqrt(df)
+    return float(
+        optimize.brentq(lambda ratio: tails(ratio, df, shared) - 1 + confidence, 0.0, upper)
+    )
+
+
+def _partly(shared: float) -> bool:
+    return 1e-9 < shared < 1 - 1e-9
+
+
+@lru_cache(maxsize=64)
+def _direction(df: float) -> tuple[np.ndarray, np.ndarray]:
+    """Nodes and weights of one coordinate of a uniformly random direction in `df` dimensions."""
+    if df < 2:
+        return np.array([-1.0, 1.0]), np.array([0.5, 0.5])
+    power = (df - 3) / 2
+    node, weight = special.roots_jacobi(48, power, power)
+    return node, weight / weight.sum()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -191,6 +244,26 @@ class Design:
         weights = row @ inverse
         return weights if np.allclose(weights @ matrix, row, atol=1e-8) else None
 
+    @property
+    def assumes(self) -> str | None:
+        """What the model takes for granted because the runs cannot show it."""
+        if self.degree == 1 and len(self.present) > 1:
+            return "no interactions: the design has no runs to tell them apart"
+        if self.degree == 2 and len(self.present) > 2:
+            return "no interactions of order three and higher"
+        return None
+
+    def main_row(self, name: str, level: str) -> np.ndarray | None:
+        """Coefficients of a main effect in the columns of `matrix`; None where not estimable."""
+        if self.main_weights(name, level) is None:
+            return None
+        return self._main(name, level, self.degree)
+
+    @property
+    def matrix(self) -> np.ndarray:
+        """(N, columns) of the model, effects coded to sum to zero."""
+        return self._model(self.degree)[0]
+
     def main_weights(self, name: str, level: str) -> np.ndarray | None:
         """(N,) such that weights @ means is the effect of `level` against the control."""
         if self.degree == 0 or level not in self.present.get(name, ()):
@@ -205,31 +278,53 @@ class Design:
             x not in self.present.get(name, ()) for name, x in (first, second)
         ):
             return None
-        row = np.zeros(self._row({}, self.degree).shape)
+        return self._hat(self._interaction(first, second, self.degree), self.degree)
+
+    def _interaction(
+        self, first: tuple[str, str], second: tuple[str, str], degree: int
+    ) -> np.ndarray:
+        row = np.zeros(self._row({}, degree).shape)
         for a, sign_a in ((first[1], 1), (self.controls[first[0]], -1)):
             for b, sign_b in ((second[1], 1), (self.controls[second[0]], -1)):
-                row += sign_a * sign_b * self._row({first[0]: a, second[0]: b}, self.degree)
-        return self._hat(row / 2, self.degree)
+                row += sign_a * sign_b * self._row({first[0]: a, second[0]: b}, degree)
+        return row / 2
+
+    def pair_sum_weights(self, pairs: Mapping[tuple[str, ...], int]) -> np.ndarray | None:
+        """(N,) weights of the signed sum of interactions of two-level factors.
+
+        None where the runs cannot tell even the sum from the main effects.
+        """
+        row = np.zeros(self._row({}, 2).shape)
+        for (a, b), sign in pairs.items():
+            row += sign * self._interaction((a, self.present[a][0]), (b, self.present[b][0]), 2)
+        return self._hat(row, 2)
+
+    @cached_property
+    def residual(self) -> tuple[np.ndarray, int]:
+        """(N, N) projection on the residuals that run variance comes from, and its rank (df)."""
+        count = len(self.cell)
+        if self.within:
+            member = (self.cell[:, None] == self.cell[None, :]).astype(float)
+            return np.eye(count) - member / member.sum(axis=1), count - len(np.unique(self.cell))
+        if self.degree < 2:
+            return np.zeros((count, count)), 0
+        matrix, inverse = self._model(self.degree)
+        return np.eye(count) - matrix @ inverse, count - int(np.linalg.matrix_rank(matrix))
+
+    def planned(self, weights: np.ndarray, seeds: int) -> tuple[float, float]:
+        """(squared length of a contrast, df) if every cell had this many seeds.
+
+        The contrast is that of `weights` (N,), which the runs at hand make of the cells' means.
+        """
+        cells = np.bincount(self.cell, weights=weights)
+        df = len(cells) * (seeds - 1)
+        if df == 0 or df < self._lack_of_fit:
+            df += self._lack_of_fit
+        return float(cells @ cells) / seeds, df
 
     def run_variance(self, means: np.ndarray) -> RunVariance:
         """The variance of a run, pooled over the design, from the runs' means (N,)."""
-        count = len(means)
-        if self.within:
-            frame = pd.Series(means).groupby(self.cell)
-            squares = float(((pd.Series(means) - frame.transform("mean")) ** 2).sum())
-            df = count - len(np.unique(self.cell))
-            source = f"run-level model, pooled variance within cells, t({df})"
-        elif self.degree >= 2:
-            matrix, inverse = self._model(self.degree)
-            residual = means - matrix @ (inverse @ means)
-            squares = float(residual @ residual)
-            df = count - int(np.linalg.matrix_rank(matrix))
-            pooled = "variance within cells and " if self.replicated else ""
-            source = (
-                f"run-level model, pooled {pooled}interactions of order three and higher, t({df})"
-            )
-        else:
-            squares, df = 0.0, 0
+        projection, df = self.residual
         if df == 0:
             return RunVariance(
                 value=None,
@@ -237,9 +332,20 @@ class Design:
                 source="one run per cell and no interactions of order three or higher to pool: "
                 "add seeds to estimate the variation between runs",
             )
+        squares = float(np.sum((projection @ means) ** 2))
         if squares <= ROUNDING * max(1.0, float(means @ means)):
             return RunVariance(value=None, df=df, source="the runs show no variation at all")
-        return RunVariance(value=squares / df, df=df, source=source)
+        pooled = "variance within cells and " if self.replicated else ""
+        pooled += "interactions of order three and higher"
+        source = "variance within cells" if self.within else pooled
+        return RunVariance(
+            value=squares / df, df=df, source=f"run-level model, pooled {source}, t({df})"
+        )
+
+    def shared(self, weights: np.ndarray) -> float:
+        """(N,) weights -> the squared length that they have in the residuals' space."""
+        projection, _ = self.residual
+        return float(weights @ projection @ weights)
 
     def estimate(
         self, weights: np.ndarray | None, means: np.ndarray, *, confidence: float
@@ -259,24 +365,5 @@ class Design:
             variance.df,
             confidence=confidence,
             method=variance.source,
+            shared=self.shared(weights) / float(weights @ weights),
         )
-
-
-def lenth(effects: np.ndarray, *, confidence: float) -> tuple[float, float]:
-    """Lenth's pseudo standard error of unreplicated effects (m,), and its margin of error.
-
-    For seven or more contrasts of which most are null (Lenth 1989, Technometrics 31).
-    """
-    size = np.abs(effects)
-    start = 1.5 * float(np.median(size))
-    pse = 1.5 * float(np.median(size[size < 2.5 * start])) if start > 0 else 0.0
-    return pse, float(stats.t.ppf((1 + confidence) / 2, len(effects) / 3)) * pse
-
-
-def contrasts_of_two_level_grid(design: Design, means: np.ndarray) -> np.ndarray | None:
-    """All 2^k - 1 effects of an unreplicated two-level full factorial; None for other designs."""
-    two_level = all(len(levels) == 2 for levels in design.present.values())
-    if not two_level or design.replicated or len(means) != 2 ** len(design.present):
-        return None
-    matrix, _ = design._model(len(design.present))
-    return 2 * (matrix.T @ means / len(means))[1:]

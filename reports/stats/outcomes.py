@@ -61,9 +61,42 @@ class Outcome:
             found.append(np.where(count > 0, total / np.maximum(count, 1), np.nan))
         return found
 
+    def part(self, chosen: dict[Benchmark, np.ndarray]) -> Outcome | None:
+        """The outcome of some items, (I,) a mask for each benchmark; None when there are none.
+
+        A suite is the mean of those of its benchmarks that have such items.
+        """
+        scores = {
+            name: self.scores[name].loc[:, mask] for name, mask in chosen.items() if mask.any()
+        }
+        if not scores:
+            return None
+        clusters = {name: self.clusters[name][chosen[name]] for name in scores}
+        suites: dict[str, list[str]] = {}
+        for suite, name in self.scores:
+            if (suite, name) in scores:
+                suites.setdefault(suite, []).append(name)
+        return Outcome(scores=scores, clusters=clusters, weights=suite_weights(suites))
+
     def items(self, key: Key, runs: list[str]) -> int:
         """How many items, over the benchmarks of an outcome, at least one of these runs scored."""
         return sum(int(np.sum(~np.isnan(values))) for values in self.by_item(key, runs))
+
+    @cached_property
+    def _filled(self) -> dict[Benchmark, np.ndarray]:
+        """(R, I), what is unscored filled with run mean + item mean - grand mean."""
+        found = {}
+        for name, values in self._values.items():
+            seen = ~np.isnan(values)
+            if seen.all():
+                found[name] = values
+                continue
+            total = np.where(seen, values, 0.0)
+            run = total.sum(axis=1) / np.maximum(seen.sum(axis=1), 1)
+            item = total.sum(axis=0) / np.maximum(seen.sum(axis=0), 1)
+            grand = total.sum() / max(int(seen.sum()), 1)
+            found[name] = np.where(seen, values, run[:, None] + item[None, :] - grand)
+        return found
 
     def item_variance(
         self, key: Key, runs: list[str], against: list[str] | None = None
@@ -77,13 +110,41 @@ class Outcome:
         if against is not None:
             other = self.by_item(key, against)
             values = [first - second for first, second in zip(values, other, strict=True)]
+        return self._over_benchmarks(key, [value[None, :] for value in values])
+
+    def contrast_item_variance(
+        self, key: Key, runs: list[str], weights: np.ndarray
+    ) -> tuple[float, float]:
+        """As `item_variance`, of the contrast with these weights (N,) of the runs' means."""
+        rows = [self._position[run] for run in runs]
+        return self._over_benchmarks(
+            key, [(weights @ self._filled[name][rows])[None, :] for name in self.weights[key]]
+        )
+
+    def run_by_item_variance(
+        self, key: Key, runs: list[str], projection: np.ndarray, df: int
+    ) -> tuple[float, float]:
+        """The part of one run's variance that its answers to these items alone make, and its df.
+
+        `projection` (N, N) of rank `df` leaves the runs' residuals from the model: what remains of
+        them item by item, cluster by cluster, after the run's own level. It is the interaction of
+        runs and items in a crossed analysis of variance, so it is in the variance between runs and
+        in that between items, and a sum of the two counts it twice.
+        """
+        rows = [self._position[run] for run in runs]
+        parts = [projection @ self._filled[name][rows] for name in self.weights[key]]
+        variance, one = self._over_benchmarks(key, parts)
+        return (variance / df, one) if df else (np.nan, np.inf)
+
+    def _over_benchmarks(self, key: Key, values: list[np.ndarray]) -> tuple[float, float]:
+        """Sum over rows (K, I) and benchmarks of the cluster-robust variance of a row's mean."""
         total, squares = 0.0, 0.0
         for (name, weight), value in zip(self.weights[key].items(), values, strict=True):
-            seen = ~np.isnan(value)
-            variance, count = cluster_variance(value[seen], self.clusters[name][seen])
-            part = weight**2 * variance
-            total += part
-            squares += part**2 / (count - 1) if count > 1 else 0.0
+            seen = ~np.isnan(value[0])
+            variances, count = cluster_variances(value[:, seen], self.clusters[name][seen])
+            part = weight**2 * variances
+            total += float(part.sum())
+            squares += float((part**2).sum()) / (count - 1) if count > 1 else 0.0
         return total, (total**2 / squares if squares > 0 else np.inf)
 
 
@@ -92,12 +153,20 @@ def cluster_variance(value: np.ndarray, cluster: np.ndarray) -> tuple[float, int
 
     NaN with fewer than two clusters.
     """
-    _, codes = np.unique(cluster, return_inverse=True)
-    count = int(codes.max()) + 1 if len(codes) else 0
+    variances, count = cluster_variances(value[None, :], cluster)
+    return float(variances[0]), count
+
+
+def cluster_variances(values: np.ndarray, cluster: np.ndarray) -> tuple[np.ndarray, int]:
+    """(K,) variances of the means of `values` (K, n), as `cluster_variance`."""
+    order = np.argsort(cluster, kind="stable")
+    starts = np.flatnonzero(np.diff(cluster[order], prepend=-1))
+    count = len(starts)
     if count < 2:
-        return float("nan"), count
-    sums = np.bincount(codes, weights=value - value.mean())
-    return float(count / (count - 1) * np.sum(sums**2) / len(value) ** 2), count
+        return np.full(len(values), np.nan), count
+    centred = values - values.mean(axis=1, keepdims=True)
+    sums = np.add.reduceat(centred[:, order], starts, axis=1)
+    return count / (count - 1) * np.sum(sums**2, axis=1) / values.shape[1] ** 2, count
 
 
 def outcome(items: pd.DataFrame, measure: str, suites: dict[str, list[str]]) -> Outcome | None:
@@ -119,6 +188,11 @@ def outcome(items: pd.DataFrame, measure: str, suites: dict[str, list[str]]) -> 
         scores[key] = table.reindex(runs)
         cluster = part.drop_duplicates("item").set_index("item")["cluster"].astype(str)
         clusters[key] = pd.factorize(cluster.loc[table.columns])[0]
+    return Outcome(scores=scores, clusters=clusters, weights=suite_weights(suites))
+
+
+def suite_weights(suites: dict[str, list[str]]) -> dict[Key, dict[Benchmark, float]]:
+    """The weight of each benchmark in itself, in its suite, and in the mean of all suites."""
     weights: dict[Key, dict[Benchmark, float]] = {}
     for suite, names in suites.items():
         for name in names:
@@ -131,4 +205,4 @@ def outcome(items: pd.DataFrame, measure: str, suites: dict[str, list[str]]) -> 
             for suite in suites
             for benchmark, weight in weights[(suite, None)].items()
         }
-    return Outcome(scores=scores, clusters=clusters, weights=weights)
+    return weights

@@ -9,7 +9,8 @@ import statsmodels.formula.api as smf
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from reports.stats.effects import Design, contrasts_of_two_level_grid, lenth
+from reports.stats.effects import Design
+from reports.stats.fractions import lenth, two_level_contrasts
 
 
 def grid(factors: int, seeds: int = 1, levels: int = 2) -> Design:
@@ -157,7 +158,7 @@ def test_a_published_factorial_comes_out_as_printed() -> None:
         assert effects[name] == pytest.approx(printed)
     pair = design.interaction_weights(("d", "1"), ("b", "1"))
     assert pair is not None and pair @ rate == pytest.approx(-18.125)
-    contrasts = contrasts_of_two_level_grid(design, rate)
+    contrasts = two_level_contrasts(design, rate)
     assert contrasts is not None
     pse, margin = lenth(contrasts, confidence=0.95)
     assert pse == pytest.approx(2.625)
@@ -167,11 +168,11 @@ def test_a_published_factorial_comes_out_as_printed() -> None:
 def test_the_grid_of_contrasts_holds_every_effect_once() -> None:
     design = grid(3)
     means = np.random.default_rng(8).normal(size=8)
-    found = contrasts_of_two_level_grid(design, means)
+    found = two_level_contrasts(design, means)
     assert found is not None and len(found) == 7
     weights = [design.main_weights(name, "1") for name in "abc"]
     assert found[:3] == pytest.approx([w @ means for w in weights if w is not None])
-    assert contrasts_of_two_level_grid(grid(2, seeds=2), np.zeros(8)) is None
+    assert two_level_contrasts(grid(2, seeds=2), np.zeros(8)) is None
 
 
 @settings(max_examples=30, deadline=None)

@@ -9,11 +9,16 @@ from statsmodels.stats.multitest import multipletests
 from statsmodels.stats.power import TTestPower
 
 from reports.stats.bootstrap import effect_draws, mcnemar_exact, resample_clusters
-from reports.stats.contrasts import against_base, against_trained, satterthwaite
+from reports.stats.contrasts import (
+    Share,
+    between_runs,
+    between_runs_and_items,
+    satterthwaite,
+)
 from reports.stats.effects import RunVariance
-from reports.stats.multiplicity import adjust, holm
+from reports.stats.multiplicity import adjust, benjamini_hochberg, holm
 from reports.stats.outcomes import Outcome, cluster_variance, outcome
-from reports.stats.power import minimum_detectable_effect, power_of
+from reports.stats.power import detectable, fewest, minimum_detectable_effect, power_of
 
 SUITES = {"hard": ["x", "y"], "easy": ["z"]}
 
@@ -106,19 +111,48 @@ def test_resampled_seeds_widen_an_effect_and_single_runs_do_not() -> None:
 
 def test_two_trained_arms_differ_by_pooled_run_variance() -> None:
     run = RunVariance(value=0.02**2, df=5, source="pooled")
-    found = against_trained(0.05, 1, 2, run, confidence=0.95)
+    found = between_runs(0.05, Share(size=1 / 1 + 1 / 2), run, confidence=0.95)
     assert found.se == pytest.approx(0.02 * np.sqrt(1.5))
     assert found.df == 5
-
-
-def test_the_base_has_no_run_variance_but_its_items_vary() -> None:
-    run = RunVariance(value=0.02**2, df=5, source="pooled")
-    found = against_base(0.05, 1, run, (0.01**2, 60), confidence=0.95)
-    assert found.se == pytest.approx(np.sqrt(0.02**2 + 0.01**2))
-    assert found.df == pytest.approx((5e-4) ** 2 / ((4e-4) ** 2 / 5 + (1e-4) ** 2 / 60))
     none = RunVariance(value=None, df=0, source="one run per cell")
-    assert not against_base(0.05, 1, none, (0.01**2, 60), confidence=0.95).estimable
-    assert not against_trained(0.05, 1, 1, none, confidence=0.95).estimable
+    assert not between_runs(0.05, Share(size=2.0), none, confidence=0.95).estimable
+
+
+def test_what_runs_and_items_make_together_is_counted_once() -> None:
+    run = RunVariance(value=0.02**2, df=5, source="pooled")
+    one = Share(size=1.0)
+    found = between_runs_and_items(0.05, one, run, (2e-4, 60), (1e-4, 300), confidence=0.95)
+    assert found.se == pytest.approx(np.sqrt(0.02**2 + 2e-4 - 1e-4))
+    squares = (4e-4) ** 2 / 5 + (2e-4) ** 2 / 60 + (1e-4) ** 2 / 300
+    assert found.df == pytest.approx((5e-4) ** 2 / squares)
+    less = between_runs_and_items(0.05, one, run, (5e-5, 60), (1e-4, 300), confidence=0.95)
+    assert less.se == pytest.approx(0.02), "items never make an interval narrower"
+    none = RunVariance(value=None, df=0, source="one run per cell")
+    assert not between_runs_and_items(
+        0.05, one, none, (1e-4, 60), (0.0, 300), confidence=0.95
+    ).estimable
+
+
+def test_the_crossed_variances_are_those_of_the_generating_model() -> None:
+    """Runs, items in clusters and their residual, each with a variance that is known."""
+    generator = np.random.default_rng(5)
+    runs, clusters, each = 40, 400, 3
+    items = clusters * each
+    cluster = np.repeat(np.arange(clusters), each)
+    levels = generator.normal(0, 0.05, runs)[:, None]
+    hard = generator.normal(0, 0.2, clusters)[cluster] + generator.normal(0, 0.1, items)
+    table = levels + hard + generator.normal(0, 0.3, (runs, items))
+    names = [f"r{index}" for index in range(runs)]
+    found = Outcome(
+        scores={("s", "b"): pd.DataFrame(table, index=names)},
+        clusters={("s", "b"): cluster},
+        weights={("s", None): {("s", "b"): 1.0}},
+    )
+    projection = np.eye(runs) - 1 / runs
+    both, _ = found.run_by_item_variance(("s", None), names, projection, runs - 1)
+    assert both == pytest.approx(0.3**2 / items, rel=0.1)
+    over_items, _ = found.item_variance(("s", None), names)
+    assert over_items == pytest.approx(0.2**2 / clusters + 0.1**2 / items + both / runs, rel=0.2)
 
 
 @settings(max_examples=25, deadline=None)
@@ -137,6 +171,7 @@ def test_mcnemar_counts_discordant_pairs_only() -> None:
     assert mcnemar_exact(first, second) == pytest.approx(2 * 7 / 64)
     assert mcnemar_exact(first[4:6], second[4:6]) == 1.0
     assert mcnemar_exact(first, first) is None
+    assert mcnemar_exact(first, np.where(second == 1, 0.5, second)) is None, "means of attempts"
 
 
 @settings(max_examples=25, deadline=None)
@@ -148,13 +183,36 @@ def test_holm_agrees_with_statsmodels(p: list[float]) -> None:
 def test_what_is_not_estimable_is_no_member_of_its_family() -> None:
     assert adjust([0.01, None, 0.04], "holm") == pytest.approx([0.02, None, 0.04])
     assert adjust([0.01, None], "none") == [0.01, None]
-    with pytest.raises(ValueError, match="holm or none"):
+    with pytest.raises(ValueError, match="expected holm"):
         adjust([0.01], "tukey")
 
 
+@settings(max_examples=25, deadline=None)
+@given(st.lists(st.floats(0, 1), min_size=1, max_size=12))
+def test_benjamini_hochberg_agrees_with_statsmodels(p: list[float]) -> None:
+    assert benjamini_hochberg(p) == pytest.approx(multipletests(p, method="fdr_bh")[1])
+
+
 def test_the_detectable_effect_has_the_power_it_claims() -> None:
-    found = minimum_detectable_effect(0.01, 5)
+    found = 0.01 * detectable(5, 0.05, 0.8)
     assert power_of(found, 0.01, 5, 0.05) == pytest.approx(0.8, abs=1e-6)
     one_sample = TTestPower().solve_power(nobs=6, alpha=0.05, power=0.8)
     assert found / 0.01 == pytest.approx(one_sample * np.sqrt(6), rel=1e-4)
-    assert minimum_detectable_effect(1, np.inf) == pytest.approx(2.8016, abs=1e-3)
+    assert detectable(np.inf, 0.05, 0.8) == pytest.approx(2.8016, abs=1e-3)
+
+
+def test_the_effect_that_sweeps_state_on_average_is_the_one_they_would_find() -> None:
+    estimates = np.sqrt(np.random.default_rng(6).chisquare(5, 20_000) / 5)
+    stated = minimum_detectable_effect(1.0, 5) * estimates.mean()
+    assert power_of(stated, 1.0, 5, 0.05) == pytest.approx(0.8, abs=0.01)
+    assert minimum_detectable_effect(1.0, np.inf) == detectable(np.inf, 0.05, 0.8)
+
+
+def test_the_fewest_seeds_that_resolve_an_effect() -> None:
+    def two_cells(seeds: int) -> tuple[float, float]:
+        return np.sqrt(2 / seeds), 2 * seeds - 2
+
+    seeds = fewest(two_cells, 1.0, 0.05, 0.8)
+    assert seeds == 17, "the textbook number for two groups one standard deviation apart"
+    assert fewest(two_cells, 0.01, 0.05, 0.8) is None
+    assert fewest(two_cells, 0.0, 0.05, 0.8) is None
