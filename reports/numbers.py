@@ -43,7 +43,7 @@ def analyse(tables: Tables, settings: Settings) -> Row:
         "interactions": interactions(analysis),
         "aliases": _aliases(analysis),
         "alias_sums": _alias_sums(analysis),
-        "sensitivity": _sensitivity(analysis, bootstrap),
+        "sensitivity": sensitivity(analysis, bootstrap),
         "logit": _logit(analysis),
         "contrasts": contrasts(analysis, suites, bootstrap),
         "benchmark_contrasts": contrasts(analysis, benchmarks, bootstrap),
@@ -167,7 +167,7 @@ def _alias_sums(analysis: Analysis) -> list[Row]:
     return rows
 
 
-def _sensitivity(analysis: Analysis, bootstrap: ClusterBootstrap) -> list[Row]:
+def sensitivity(analysis: Analysis, bootstrap: ClusterBootstrap) -> list[Row]:
     """Main effects by other methods: wider items, Lenth (seven or more contrasts), bootstrap."""
     rows = []
     confidence = analysis.settings.confidence

@@ -68,7 +68,9 @@ def between_runs_and_items(
     """An estimate for items of their kind.
 
     `items` is the variance of the estimate over the items it was made from, `both` the part of one
-    run's variance that runs and items make together (`Outcome.run_by_item_variance`).
+    run's variance that runs and items make together (`Outcome.run_by_item_variance`). What the
+    items add leaves less of the estimate in the residuals; with Satterthwaite's degrees of freedom
+    that part of it is an approximation.
     """
     if run.value is None or np.isnan(items[0]):
         why = run.source if run.value is None else FEW_CLUSTERS
@@ -79,7 +81,14 @@ def between_runs_and_items(
         total, df = own
     else:
         total, df = satterthwaite([own, items, twice])
-    return t_interval(estimate, total, df, confidence=confidence, method=method)
+    return t_interval(
+        estimate,
+        total,
+        df,
+        confidence=confidence,
+        method=method,
+        shared=share.shared / share.size * min(1.0, own[0] / total),
+    )
 
 
 def checkpoint_mean(mean: float, items: Variance, *, confidence: float) -> Interval:

@@ -132,7 +132,7 @@ def _direction(df: float) -> tuple[np.ndarray, np.ndarray]:
     return node, weight / weight.sum()
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, eq=False)
 class Design:
     """Levels of N trained runs on the factors of a sweep, and the model that they can bear."""
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
 from itertools import combinations
 
 import numpy as np
@@ -31,6 +32,7 @@ class Chain:
         return next(iter(self.members))
 
 
+@lru_cache(maxsize=32)
 def chains(design: Design) -> list[Chain] | None:
     """The alias table of a two-level design, those of one effect included.
 

@@ -77,24 +77,36 @@ def mixed_logit(outcome: Outcome, key: Key, runs: list[str], design: Design) -> 
         fixed=design.matrix,
         benchmark=np.eye(len(parts))[benchmark][scored, 1:],
     )
-    found = optimize.minimize(
-        model.deviance,
-        np.log([0.1, 1.0]),
-        method="L-BFGS-B",
-        bounds=[(-6.0, 2.0), (-4.0, 2.5)],
-        options={"eps": 1e-3, "ftol": 1e-10},
-    )
-    if not found.success:
-        raise NotFitted("the fit did not converge")
-    model.deviance(found.x)
+    log_sd = _best(model)
+    model.deviance(log_sd)
     columns = design.matrix.shape[1]
     return MixedLogit(
         coefficients=model.dense[:columns],
         covariance=np.linalg.inv(model.schur)[:columns, :columns],
-        run_sd=float(np.exp(found.x[0])),
-        item_sd=float(np.exp(found.x[1])),
+        run_sd=float(np.exp(log_sd[0])),
+        item_sd=float(np.exp(log_sd[1])),
         df=df,
     )
+
+
+def _best(model: _Model) -> np.ndarray:
+    """The log standard deviations of least deviance, one after the other: they hardly interact."""
+    log_sd = np.log([0.1, 1.0])
+    for _ in range(20):
+        before = log_sd.copy()
+        for which, bounds in enumerate(((-6.0, 2.0), (-4.0, 2.5))):
+
+            def along(value: float, which: int = which) -> float:
+                return model.deviance(np.where(np.arange(2) == which, value, log_sd))
+
+            found = optimize.minimize_scalar(
+                along, bounds=bounds, method="bounded", options={"xatol": 1e-3}
+            )
+            log_sd[which] = found.x
+        # A standard deviation of nearly 0 has no definite logarithm.
+        if np.all(np.abs(np.exp(log_sd) - np.exp(before)) < 2e-3):
+            return log_sd
+    raise NotFitted("the fit did not converge")
 
 
 class _Model:
