@@ -109,12 +109,18 @@ def tails(ratio: float, df: float, shared: float = 0.0) -> float:
 @lru_cache(maxsize=4096)
 def critical_value(confidence: float, df: float, shared: float = 0.0) -> float:
     """The ratio whose two tails (`tails`) together hold 1 - confidence."""
-    student = float(stats.t.ppf((1 + confidence) / 2, df))
+    student = float(
+        stats.norm.ppf((1 + confidence) / 2)
+        if np.isinf(df)
+        else special.stdtrit(df, (1 + confidence) / 2)
+    )
     if not _partly(shared) or np.isinf(df):
         return student
     upper = student + np.sqrt(df)
     return float(
-        optimize.brentq(lambda ratio: tails(ratio, df, shared) - 1 + confidence, 0.0, upper)
+        optimize.brentq(
+            lambda ratio: tails(ratio, df, shared) - 1 + confidence, 0.0, upper, xtol=1e-8
+        )
     )
 
 
@@ -196,9 +202,14 @@ class Design:
             for names in combinations(self.present, size):
                 product: np.ndarray = np.ones(1)
                 for name in names:
-                    product = np.kron(product, codes[name])
+                    product = np.outer(product, codes[name]).ravel()
                 parts.append(product)
         return np.concatenate(parts)
+
+    @cached_property
+    def _weights(self) -> dict[tuple[tuple[str, str], ...], np.ndarray | None]:
+        """(factor, level), one or two of them -> the weights of that effect."""
+        return {}
 
     @cached_property
     def _matrices(self) -> dict[int, tuple[np.ndarray, np.ndarray]]:
@@ -268,7 +279,10 @@ class Design:
         """(N,) such that weights @ means is the effect of `level` against the control."""
         if self.degree == 0 or level not in self.present.get(name, ()):
             return None
-        return self._hat(self._main(name, level, self.degree), self.degree)
+        key = ((name, level),)
+        if key not in self._weights:
+            self._weights[key] = self._hat(self._main(name, level, self.degree), self.degree)
+        return self._weights[key]
 
     def interaction_weights(
         self, first: tuple[str, str], second: tuple[str, str]
@@ -278,7 +292,10 @@ class Design:
             x not in self.present.get(name, ()) for name, x in (first, second)
         ):
             return None
-        return self._hat(self._interaction(first, second, self.degree), self.degree)
+        if (first, second) not in self._weights:
+            row = self._interaction(first, second, self.degree)
+            self._weights[first, second] = self._hat(row, self.degree)
+        return self._weights[first, second]
 
     def _interaction(
         self, first: tuple[str, str], second: tuple[str, str], degree: int
