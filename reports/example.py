@@ -185,6 +185,8 @@ def _items(
     hard = generator.normal(0, 0.08, scene.max() + 1)[scene]
     hard -= hard.mean()
     luck = generator.random(len(questions))
+    difficulty = 1 - np.argsort(np.argsort(hard, kind="stable")) / len(questions)
+    kind = np.where(np.arange(len(questions)) % 4 < 2, "how many", "which")
     for row in runs.to_dict("records"):
         shift = 0.0 if row["kind"] == "base" else generator.normal(0, made.run_sd)
         chance = suite.map({name: _expected(made, row, name) for name in SUITES}) + shift
@@ -200,6 +202,7 @@ def _items(
         table |= {"format_ok": generator.random(len(luck)) < (0.97 if trained else 0.85)}
         faithful = np.clip(generator.normal(0.8 if trained else 0.7, 0.1, len(luck)), 0, 1)
         table |= {"faithful": faithful if observes else np.nan}
+        table |= {"type": kind, "difficulty": difficulty}
         table |= {"response_tokens": tokens.round().astype(int), "seconds": tokens / 500}
         tables.append(pd.DataFrame(table))
     return pd.concat(tables, ignore_index=True)

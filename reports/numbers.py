@@ -283,8 +283,9 @@ def contrasts(
                 row: Row = {"arm": arm, "against": against, "family": family, "suite": key[0]}
                 row |= {"benchmark": key[1], "delta": interval.estimate, **interval_row(interval)}
                 del row["estimate"]
-                wider = analysis.contrast(arm, against, key, other_items=True)
-                assert wider is not None
+                wider = interval
+                if family != "base":
+                    wider = analysis.contrast(arm, against, key, other_items=True) or interval
                 row |= {"other_items_low": wider.low, "other_items_high": wider.high}
                 if bootstrap is not None:
                     low, high = bootstrap.interval(key, first, second, confidence=confidence)

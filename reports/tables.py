@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -95,16 +96,25 @@ class Tables:
         """Ids of an arm's runs: one for each seed."""
         return list(self.runs.index[self.runs["arm"] == arm])
 
+    @cached_property
+    def _prompts(self) -> dict[str, str]:
+        """arm -> the prompt under which it was evaluated."""
+        first = self.runs.drop_duplicates("arm")
+        return {str(a): str(p) for a, p in zip(first["arm"], first["prompt"], strict=True)}
+
+    @cached_property
+    def _bases(self) -> dict[str, str]:
+        """prompt -> the arm of the untrained base."""
+        bases = self.runs[self.runs["kind"] == "base"].drop_duplicates("prompt")
+        return {str(p): str(a) for a, p in zip(bases["arm"], bases["prompt"], strict=True)}
+
     def prompt_of(self, arm: str) -> str:
         """The prompt under which an arm was evaluated."""
-        return str(self.runs.loc[self.runs["arm"] == arm, "prompt"].iloc[0])
+        return self._prompts[arm]
 
     def base_of(self, arm: str) -> str | None:
         """The arm of the untrained base under the same prompt, if it was evaluated."""
-        base = self.runs[
-            (self.runs["kind"] == "base") & (self.runs["prompt"] == self.prompt_of(arm))
-        ]
-        return None if base.empty else str(base["arm"].iloc[0])
+        return self._bases.get(self._prompts[arm])
 
     def levels_of(self, arm: str) -> dict[str, str]:
         """Factor -> level of an arm."""

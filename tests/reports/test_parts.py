@@ -1,0 +1,140 @@
+"""Leave-one-out, add-one-in, Shapley shares, slices, and what would resolve an effect."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from reports.analysis import Settings
+from reports.example import Made, write_example
+from reports.numbers import analyse
+from reports.tables import Tables, read_tables
+
+Write = Callable[[Made], Tables]
+THREE = {"curriculum": 0.02, "format": 0.06, "bonus": -0.03}
+EXACT = Made(effects=THREE, exact=True, run_sd=1e-4, seeds=(0, 1), clusters=5, optional=False)
+
+
+def find(rows: list[dict[str, Any]], **keys: Any) -> list[dict[str, Any]]:
+    return [row for row in rows if all(row[key] == value for key, value in keys.items())]
+
+
+def with_synergy(directory: Path, first: str, second: str, size: float) -> Tables:
+    """The exact example, plus `size` wherever both parts are on."""
+    write_example(directory, EXACT)
+    runs = pd.read_parquet(directory / "results" / "runs.parquet").set_index("run")
+    file = directory / "results" / "items.parquet"
+    items = pd.read_parquet(file)
+    both = (runs[first] == "on") & (runs[second] == "on")
+    gain = size * (items["run"].map(both) & (items["suite"] == "reasoning"))
+    items.assign(score=items["score"] + gain).to_parquet(file)
+    return read_tables(directory)
+
+
+def test_a_part_left_out_and_put_in_shows_what_it_adds_there(tmp_path: Path) -> None:
+    """With a synergy of 4 points, the part adds 4 more at the end than by itself."""
+    results = analyse(with_synergy(tmp_path, "curriculum", "bonus", 0.04), Settings())
+    for name, alone in THREE.items():
+        synergy = 0.04 if name in ("curriculum", "bonus") else 0.0
+        (out,) = find(results["leave_one_out"], factor=name, suite="reasoning")
+        (put,) = find(results["add_one_in"], factor=name, suite="reasoning")
+        assert out["delta"] == pytest.approx(alone + synergy, abs=1e-3)
+        assert put["delta"] == pytest.approx(alone, abs=1e-3)
+        assert out["arm"] == results["reference_arm"] and put["against"] == "control"
+        assert out["low"] < out["delta"] < out["high"]
+        assert out["p"] <= out["p_adjusted"]
+
+
+def test_shapley_shares_split_a_synergy_evenly_and_sum_to_the_gain(tmp_path: Path) -> None:
+    results = analyse(with_synergy(tmp_path, "curriculum", "bonus", 0.04), Settings())
+    shares = {row["factor"]: row for row in find(results["shapley"], suite="reasoning")}
+    assert shares["curriculum"]["estimate"] == pytest.approx(0.02 + 0.02, abs=1e-3)
+    assert shares["bonus"]["estimate"] == pytest.approx(-0.03 + 0.02, abs=1e-3)
+    assert shares["format"]["estimate"] == pytest.approx(0.06, abs=1e-3)
+    (whole,) = find(results["contrasts"], family="planned", against="control", suite="reasoning")
+    total = sum(row["estimate"] for row in shares.values())
+    assert total == pytest.approx(whole["delta"], abs=1e-12)
+    assert all(row["low"] < row["estimate"] < row["high"] for row in shares.values())
+
+
+def test_a_grid_with_a_hole_has_no_shapley_shares(tmp_path: Path) -> None:
+    write_example(tmp_path, EXACT)
+    for name in ("runs", "items"):
+        file = tmp_path / "results" / f"{name}.parquet"
+        table = pd.read_parquet(file)
+        table[~table["run"].str.match(r"curriculum\+bonus-")].to_parquet(file)
+    results = analyse(read_tables(tmp_path), Settings())
+    assert results["shapley"] == []
+    left = {row["factor"] for row in results["leave_one_out"]}
+    assert left == {"curriculum", "bonus"}, "the arm without format is missing"
+
+
+def test_a_leave_one_out_sweep_has_its_deltas_and_nothing_put_in(made: Write) -> None:
+    tables = made(Made(design="leave_one_out", seeds=(0, 1, 2), clusters=10, optional=False))
+    results = analyse(tables, Settings())
+    assert len(find(results["leave_one_out"], suite="reasoning")) == 4
+    assert results["add_one_in"] == [] and results["shapley"] == []
+
+
+def test_slices_answer_the_question_for_parts_of_the_items(made: Write) -> None:
+    results = analyse(made(Made(clusters=30, optional=False)), Settings())
+    by = {(row["by"], row["value"]) for row in results["slices"]}
+    assert ("type", "how many") in by and ("type", "which") in by
+    assert sum(column == "difficulty" for column, _ in by) == 4
+    halves = find(results["slices"], by="type", of="effect", factor="format", suite="reasoning")
+    (whole,) = find(results["effects"], factor="format", suite="reasoning")
+    assert np.mean([row["estimate"] for row in halves]) == pytest.approx(whole["estimate"])
+    assert {row["items"] for row in halves} == {120}
+    (gain, _) = find(results["slices"], by="type", of="reference", suite="reasoning")
+    assert gain["against"] == "base/observe"
+    for row in results["slices"]:
+        assert row["p"] is None or row["p_adjusted"] >= row["p"] - 1e-12
+
+
+def test_what_is_not_recorded_has_no_slices(tmp_path: Path) -> None:
+    write_example(tmp_path, Made(clusters=5, optional=False))
+    file = tmp_path / "results" / "items.parquet"
+    pd.read_parquet(file).drop(columns=["type", "difficulty"]).to_parquet(file)
+    assert analyse(read_tables(tmp_path), Settings())["slices"] == []
+
+
+def test_an_open_effect_says_what_would_resolve_it(made: Write) -> None:
+    effects = {"a": 0.06, "b": 0.02, "c": 0.0, "d": 0.0}
+    results = analyse(made(Made(effects=effects, run_sd=0.004, optional=False)), Settings())
+    for row in find(results["effects"], suite="reasoning"):
+        resolved = row["p_adjusted"] <= 0.05
+        assert resolved == (row["factor"] == "a")
+        if resolved:
+            assert row["seeds_to_resolve"] is None and row["items_to_resolve"] is None
+        else:
+            assert row["seeds_to_resolve"] is None or row["seeds_to_resolve"] > 1
+    (sure,) = find(results["mde"], suite="reasoning")
+    assert 0 < sure["value"] < sure["corrected"]
+    assert sure["run_sd_low"] < sure["run_sd"] < sure["run_sd_high"]
+
+
+def test_the_variance_splits_into_seed_items_and_residual(made: Write) -> None:
+    """Of the generating model, on two benchmarks of 240 items in 60 clusters."""
+    tables = made(Made(run_sd=0.03, seeds=(0, 1, 2), optional=False))
+    (row,) = find(analyse(tables, Settings())["variance"], suite="reasoning")
+    assert row["seed"] == pytest.approx(0.03, rel=0.35)
+    assert row["residual"] == pytest.approx(np.sqrt(0.22 * 0.6 / 480), rel=0.25)
+    assert row["items"] == pytest.approx(np.sqrt(0.22 * 0.4 / 480 + 0.08**2 / 120), rel=0.4)
+
+
+def test_intervals_for_other_items_are_never_narrower(made: Write) -> None:
+    results = analyse(made(Made(clusters=15, optional=False)), Settings())
+    for row in results["effects"] + results["interactions"]:
+        assert row["other_items_low"] <= row["low"] and row["high"] <= row["other_items_high"]
+
+
+def test_the_mixed_logit_agrees_in_direction_with_the_run_level_model(made: Write) -> None:
+    results = analyse(made(Made(clusters=30, optional=False)), Settings())
+    (check,) = find(results["logit"], factor="format", suite="reasoning")
+    assert check["why"] is None and check["low"] < check["log_odds"] < check["high"]
+    assert check["log_odds"] > 0
+    single = analyse(made(Made(design="leave_one_out", clusters=5, optional=False)), Settings())
+    assert all(row["log_odds"] is None and row["why"] for row in single["logit"])
