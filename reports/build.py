@@ -99,9 +99,12 @@ def _build(
     return target, missing_runs(tables)
 
 
-LISTS = ("arms", "effects", "interactions", "sensitivity", "contrasts", "benchmark_contrasts")
+LISTS = (
+    *("arms", "effects", "interactions", "alias_sums", "sensitivity", "logit", "contrasts"),
+    *("benchmark_contrasts", "leave_one_out", "add_one_in", "shapley", "slices"),
+)
 COLUMNS = [
-    *("table", "arm", "factor", "level", "against", "suite", "benchmark"),
+    *("table", "arm", "factor", "level", "against", "suite", "benchmark", "by", "value"),
     *("estimate", "low", "high", "p", "p_adjusted", "df", "method", "why"),
 ]
 
@@ -114,9 +117,13 @@ def as_csv(results: Row) -> str:
     for name in LISTS:
         for row in results[name]:
             flat: dict[str, Any] = {"table": name, **row}
-            flat["estimate"] = row.get("estimate", row.get("mean", row.get("delta")))
+            flat["estimate"] = row.get(
+                "estimate", row.get("mean", row.get("delta", row.get("log_odds")))
+            )
             if "factors" in row:
                 flat |= {"factor": ":".join(row["factors"]), "level": ":".join(row["levels"])}
+            if "effects" in row:
+                flat["factor"] = " ".join(row["effects"])
             writer.writerow(flat)
     return buffer.getvalue()
 

@@ -16,6 +16,7 @@ from reports.figures import curves, forest
 from reports.figures.ladder import ladder
 from reports.figures.search import search
 from reports.figures.style import Drawing
+from reports.labels import effect_label
 from reports.samples import samples
 from reports.tables import Tables
 from reports.validity import points
@@ -115,7 +116,8 @@ def document(tables: Tables, results: Row) -> Document:
         "arms": _arm_table(tables, results),
         "benchmarks": [(s, b) for s, names in tables.suites.items() for b in names],
         "methods": _methods(results),
-        "effect_label": forest.effect_label,
+        "effect_label": effect_label,
+        "parts": _parts(results),
         "contrasts": _contrast_tables(tables, results),
         "mechanisms": _mechanisms(tables),
         "samples": samples(tables),
@@ -199,6 +201,16 @@ def _methods(results: Row) -> list[str]:
     )
     assumed = dict.fromkeys(f"assumed: {row['assumes']}" for row in rows if row["assumes"])
     return [*ways, *assumed]
+
+
+def _parts(results: Row) -> list[Row]:
+    """One row for each part and suite: alone, in the end, and its share; None where not run."""
+    found: dict[tuple[str, str], Row] = {}
+    for name in ("add_one_in", "leave_one_out", "shapley"):
+        for row in results[name]:
+            empty: Row = {"add_one_in": None, "leave_one_out": None, "shapley": None}
+            found.setdefault((row["suite"], row["factor"]), empty)[name] = row
+    return [{"suite": suite, "factor": name, **row} for (suite, name), row in found.items()]
 
 
 def _contrast_tables(tables: Tables, results: Row) -> list[Row]:

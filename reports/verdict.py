@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from reports.analysis import Row
+from reports.labels import full_label
 from reports.tables import Tables
 from reports.validity import points
 
@@ -24,13 +25,15 @@ def _interval(row: Row, key: str = "estimate") -> str:
 
 
 def _names(rows: list[Row]) -> list[str]:
-    return [_factor(row) for row in rows]
+    return [full_label(row) for row in rows]
 
 
-def _factor(row: Row) -> str:
-    """A factor's name; with its level when it is not a plain on."""
-    plain = row["level"] in ("on", "true", "yes")
-    return row["factor"] if plain else f"{row['factor']}={row['level']}"
+def _needs(row: Row) -> str:
+    """What would resolve an effect, if it is as large as it looks."""
+    seeds, items = row["seeds_to_resolve"], row["items_to_resolve"]
+    ways = [f"{seeds} seeds in each arm"] if seeds else []
+    ways += [f"{items} times the items"] if items and items <= 10 else []
+    return f"; were that the truth, {' or '.join(ways)} would show it" if ways else ""
 
 
 def _join(parts: list[str]) -> str:
@@ -52,7 +55,7 @@ def _effects(results: Row, suite: str) -> str:
     sentences = []
     if clear:
         verb = "matters" if len(clear) == 1 else "matter"
-        parts = [f"{_factor(row)} by {_interval(row)}" for row in clear]
+        parts = [f"{full_label(row)} by {_interval(row)}" for row in clear]
         sizes = _interval(clear[0]) if len(clear) == 1 else _join(parts)
         how = f"{results['confidence']:.0%} intervals over runs"
         if results["correction"] != "none":
@@ -61,15 +64,17 @@ def _effects(results: Row, suite: str) -> str:
         sentences.append(f"On {suite}, {_join(_names(clear))} {verb}: {sizes} ({how}).")
     else:
         sentences.append(f"On {suite}, no factor's effect can be told from 0.")
-    detectable = next((row["value"] for row in results["mde"] if row["suite"] == suite), None)
+    detectable = next((row for row in results["mde"] if row["suite"] == suite), None)
     if unclear:
-        parts = [f"{_factor(row)} ({_interval(row)})" for row in unclear]
+        parts = [f"{full_label(row)} ({_interval(row)}{_needs(row)})" for row in unclear]
         verb = "is" if len(unclear) == 1 else "are"
         sentences.append(f"Unresolved {verb} {_join(parts)}.")
-    if detectable is not None:
+    if detectable is not None and detectable["value"] is not None:
+        many = len(estimable) > 1 and results["correction"] != "none"
+        after = f" ({100 * detectable['corrected']:.1f} after correction)" if many else ""
         sentences.append(
-            f"This sweep finds a main effect of {100 * detectable:.1f} points or more in four "
-            "of five cases; smaller ones need more seeds."
+            f"This sweep finds a main effect of {100 * detectable['value']:.1f} points or "
+            f"more{after} in four of five cases; smaller ones need more seeds."
         )
     missing = [row for row in rows if not row["estimable"]]
     if missing:
@@ -80,7 +85,7 @@ def _effects(results: Row, suite: str) -> str:
         if row["suite"] == suite and row["p_adjusted"] is not None and row["p_adjusted"] <= alpha
     ]
     if pairs:
-        parts = [f"{' and '.join(row['factors'])} ({_interval(row)})" for row in pairs]
+        parts = [f"{full_label(row)} ({_interval(row)})" for row in pairs]
         sentences.append(f"Parts that change each other's effect: {_join(parts)}.")
     return " ".join(sentences)
 
@@ -94,10 +99,10 @@ def _beside(results: Row, suite: str) -> str:
     if not clear:
         largest = max(rows, key=lambda row: abs(row["estimate"]))
         return (
-            f"On {suite}, no effect can be told from 0; the largest is {_factor(largest)} "
+            f"On {suite}, no effect can be told from 0; the largest is {full_label(largest)} "
             f"({_interval(largest)})."
         )
-    parts = [f"{_factor(row)} ({_interval(row)})" for row in clear]
+    parts = [f"{full_label(row)} ({_interval(row)})" for row in clear]
     return f"On {suite}, {_join(parts)} {'matters' if len(clear) == 1 else 'matter'}."
 
 

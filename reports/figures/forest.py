@@ -24,19 +24,8 @@ from reports.figures.style import (
     style,
     zero_line,
 )
+from reports.labels import full_label
 from reports.tables import Tables
-
-
-def effect_label(row: Row) -> str:
-    """How an effect or interaction is called on an axis."""
-    if "factors" in row:
-        names = [
-            f if level in ("on", "true", "yes") else f"{f}={level}"
-            for f, level in zip(row["factors"], row["levels"], strict=True)
-        ]
-        return " × ".join(names)
-    plain = row["level"] in ("on", "true", "yes")
-    return row["factor"] if plain else f"{row['factor']}={row['level']}"
 
 
 def effects(results: Row, which: str, *, title: str) -> Drawing | None:
@@ -49,7 +38,7 @@ def effects(results: Row, which: str, *, title: str) -> Drawing | None:
         return None
     alpha = 1 - results["confidence"]
     suites = list(dict.fromkeys(row["suite"] for row in rows))
-    labels = list(dict.fromkeys(effect_label(row) for row in rows))
+    labels = list(dict.fromkeys(full_label(row) for row in rows))
     pairs = len({tuple(row["factors"]) for row in rows}) if which == "interactions" else len(labels)
     # Interactions have the main effects' standard error only where every factor has two levels.
     banded = results["mde"] if pairs == len(labels) else []
@@ -63,18 +52,18 @@ def effects(results: Row, which: str, *, title: str) -> Drawing | None:
                 axes.axvspan(-100 * band, 100 * band, color=GRID, alpha=0.55, linewidth=0, zorder=0)
             zero_line(axes)
             for row in (row for row in rows if row["suite"] == suite):
-                _line(axes, labels.index(effect_label(row)), row, alpha)
+                _line(axes, labels.index(full_label(row)), row, alpha)
             axes.margins(x=0.08)
             axes.set_title(suite)
             axes.set_xlabel("effect, points")
             bare(axes)
-        panels[0].set_yticks(range(len(labels)), labels)
+        panels[0].set_yticks(range(len(labels)), [label.replace(" [", "\n[") for label in labels])
         panels[0].set_ylim(len(labels) - 0.5, -0.5)
         texts = [
-            f"{effect_label(row)} on {row['suite']} {100 * row['estimate']:+.1f} points "
+            f"{full_label(row)} on {row['suite']} {100 * row['estimate']:+.1f} points "
             f"({100 * row['low']:.1f} to {100 * row['high']:.1f})"
             if row["estimable"]
-            else f"{effect_label(row)} on {row['suite']} not estimable"
+            else f"{full_label(row)} on {row['suite']} not estimable"
             for row in rows
         ]
         return Drawing(figure=figure, name=which, title=title, alt=f"{title}. " + "; ".join(texts))
