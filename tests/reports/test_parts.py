@@ -138,3 +138,49 @@ def test_the_mixed_logit_agrees_in_direction_with_the_run_level_model(made: Writ
     assert check["log_odds"] > 0
     single = analyse(made(Made(design="leave_one_out", clusters=5, optional=False)), Settings())
     assert all(row["log_odds"] is None and row["why"] for row in single["logit"])
+
+
+def _all_equal(items: pd.DataFrame) -> pd.DataFrame:
+    return items.assign(score=0.5)
+
+
+def _mostly_unscored(items: pd.DataFrame) -> pd.DataFrame:
+    return items.assign(score=items["score"].where(np.arange(len(items)) % 7 == 0))
+
+
+def _one_run_unscored(items: pd.DataFrame) -> pd.DataFrame:
+    first = items["run"] == "format-0"
+    return items.assign(score=items["score"].mask(first))
+
+
+def _one_item(items: pd.DataFrame) -> pd.DataFrame:
+    return items[items["item"].str.endswith("-0000")]
+
+
+def _one_cluster(items: pd.DataFrame) -> pd.DataFrame:
+    return items.assign(cluster="only")
+
+
+def _only_the_reference(items: pd.DataFrame) -> pd.DataFrame:
+    return items[items["run"] == "format+bonus-0"]
+
+
+@pytest.mark.parametrize(
+    "change",
+    [_all_equal, _mostly_unscored, _one_run_unscored, _one_item, _one_cluster, _only_the_reference],
+)
+@pytest.mark.parametrize("seeds", [(0,), (0, 1)])
+def test_odd_tables_give_reasons_and_no_false_p_values(
+    tmp_path: Path, change: Callable[[pd.DataFrame], pd.DataFrame], seeds: tuple[int, ...]
+) -> None:
+    small = Made(effects={"format": 0.05, "bonus": 0.0}, seeds=seeds, clusters=6, optional=False)
+    write_example(tmp_path, small)
+    file = tmp_path / "results" / "items.parquet"
+    change(pd.read_parquet(file)).to_parquet(file)
+    results = analyse(read_tables(tmp_path), Settings())
+    for name in ("effects", "interactions", "contrasts", "leave_one_out", "shapley", "slices"):
+        for row in results[name]:
+            assert row["estimable"] == (row["low"] is not None)
+            assert row["why"] if not row["estimable"] else row["p"] > 0
+            if change is _all_equal:
+                assert row["p"] is None and row["p_adjusted"] is None
