@@ -8,7 +8,7 @@ import numpy as np
 
 from reports.analysis import Analysis, Row, Settings, interval_row, with_family
 from reports.parts import add_one_in, leave_one_out, shapley
-from reports.resolution import minimum_detectable, resolving, variance_split
+from reports.precision import minimum_detectable, resolving, variance_split
 from reports.slices import slices
 from reports.stats.bootstrap import (
     ClusterBootstrap,

@@ -32,7 +32,7 @@ from jsonargparse import ArgumentParser, set_parsing_settings
 
 from reports.analysis import Analysis, Row, Settings
 from reports.numbers import contrasts, effects, interactions, sensitivity
-from reports.resolution import minimum_detectable
+from reports.precision import minimum_detectable
 from reports.stats.bootstrap import resample_clusters
 from reports.stats.effects import Design
 from reports.stats.outcomes import Outcome, suite_weights
