@@ -247,6 +247,9 @@ class TrainConfig:
     """Validation questions of an evaluation during training."""
     checkpoint_every: int = 20
     """Steps between checkpoints; a killed run goes on from the last one."""
+    checkpoint_keep: int = 2
+    """Checkpoints that are kept, the newest included; where one is damaged the one before it is
+    taken."""
     log_completions_every: int = 10
     """Steps between logged groups of completions."""
     seed: int = 0
@@ -259,6 +262,7 @@ class TrainConfig:
             "prompts_per_step": (self.prompts_per_step, 1),
             "micro_batch_tokens": (self.micro_batch_tokens, 1),
             "checkpoint_every": (self.checkpoint_every, 1),
+            "checkpoint_keep": (self.checkpoint_keep, 1),
             "log_completions_every": (self.log_completions_every, 1),
             "eval_size": (self.eval_size, 1),
             "rollout.max_new_tokens": (rollout.max_new_tokens, 1),

@@ -132,7 +132,7 @@ def checkpoint(run: Run, out: Path) -> None:
         "optimizer": run.optimizer.state_dict(),
         "curriculum": run.curriculum.state_dict(),
     }
-    save_checkpoint(out / "checkpoint", run.policy, state)
+    save_checkpoint(out / "checkpoint", run.policy, state, keep=run.config.checkpoint_keep)
 
 
 def stable_seed(*parts: object) -> int:

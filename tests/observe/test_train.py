@@ -141,10 +141,23 @@ def test_another_seed_is_another_run(finished, base, tmp_path):
 
 
 @pytest.mark.parametrize("name", ["trainer_state.pt", "model.safetensors", "tokenizer.json"])
-def test_a_damaged_checkpoint_is_named_and_nothing_is_touched(base, tmp_path, name):
+def test_a_damaged_checkpoint_is_named_and_the_one_before_it_gone_on_from(
+    finished, base, tmp_path, caplog, name
+):
+    run(changed(checkpoint_every=1), tmp_path, base)
+    damaged = tmp_path / "checkpoint" / name
+    damaged.write_bytes(damaged.read_bytes()[:500])
+    steps = []
+    run(CONFIG, tmp_path, base, progress=lambda done, total, message: steps.append(done))
+    assert steps == [STEPS]
+    assert f"{tmp_path / 'checkpoint'}: damaged checkpoint ({name} has 500 bytes" in caplog.text
+    assert_same_run(tmp_path, finished[0])
+
+
+def test_where_no_checkpoint_is_whole_nothing_is_touched(base, tmp_path):
     run(changed(data=dataclasses.replace(CONFIG.data, size=4)), tmp_path, base)
     log = (tmp_path / "metrics.jsonl").read_bytes()
-    damaged = tmp_path / "checkpoint" / name
+    damaged = tmp_path / "checkpoint" / "model.safetensors"
     damaged.write_bytes(damaged.read_bytes()[:500])
     with pytest.raises(InputError, match=f"{tmp_path / 'checkpoint'}.*delete"):
         run(CONFIG, tmp_path, base)
