@@ -214,6 +214,9 @@ class OptimConfig:
     """Decay of the second moment."""
     max_grad_norm: float = 1.0
     """Gradients are clipped to this norm."""
+    max_bad_steps: int = 5
+    """A step whose loss or gradient is NaN or infinite is left out; training stops when there are
+    more than this many in a row."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -252,6 +255,10 @@ class TrainConfig:
     taken."""
     log_completions_every: int = 10
     """Steps between logged groups of completions."""
+    log_tensorboard: bool | None = None
+    """Write event files for TensorBoard into ``tensorboard/``; null: when it is installed."""
+    log_wandb: str | None = None
+    """Weights & Biases project to log to; null logs to none."""
     seed: int = 0
     """Seed of data order and sampling."""
 
@@ -268,6 +275,7 @@ class TrainConfig:
             "rollout.max_new_tokens": (rollout.max_new_tokens, 1),
             "rollout.group_size": (rollout.group_size, 2),
             "rollout.top_k": (rollout.top_k, 0),
+            "optim.max_bad_steps": (self.optim.max_bad_steps, 0),
         }
         for key, (count, least) in counts.items():
             if count < least:

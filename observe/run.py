@@ -16,7 +16,11 @@ from observe.data.sources import load_questions
 from observe.errors import InputError
 from observe.model.policy import Policy, load_policy
 from observe.model.processor import Sample
+from observe.performance import Clock
 from observe.prompts import build_messages
+
+COUNTERS = ("step", "tokens", "seconds", "bad_steps")
+"""What of a Run is a number that a checkpoint holds."""
 
 
 @dataclass
@@ -38,8 +42,12 @@ class Run:
     """Prompt and completion tokens consumed so far."""
     seconds: float = 0.0
     """Seconds spent in steps, over all attempts."""
+    bad_steps: int = 0
+    """Steps in a row, up to this one, that were left out for a NaN or infinite gradient."""
     samples: dict[str, Sample] = field(default_factory=dict)
     """Processed prompts of the current step by question id; each image is processed once."""
+    clock: Clock = field(default_factory=Clock)
+    """Where the time of the current step goes."""
 
 
 def prepare(config: TrainConfig, out: Path, *, model: Path | str, ladder: Path | None) -> Run:
@@ -69,10 +77,12 @@ def prepare(config: TrainConfig, out: Path, *, model: Path | str, ladder: Path |
         questions={question.id: question for question in questions},
         reward=resolve_bonus(config, ladder),
         validation=validation,
+        clock=Clock(policy.model.device),
     )
     if saved:
         state = load_state(saved)
-        run.step, run.tokens, run.seconds = state["step"], state["tokens"], state["seconds"]
+        for name in COUNTERS:
+            setattr(run, name, state[name])
         optimizer.load_state_dict(state["optimizer"])
         try:
             curriculum.load_state_dict(state["curriculum"])
@@ -126,9 +136,7 @@ def process(run: Run, question: Question) -> Sample:
 def checkpoint(run: Run, out: Path) -> None:
     """Save everything a killed run needs to go on from this step."""
     state = {
-        "step": run.step,
-        "tokens": run.tokens,
-        "seconds": run.seconds,
+        **{name: getattr(run, name) for name in COUNTERS},
         "optimizer": run.optimizer.state_dict(),
         "curriculum": run.curriculum.state_dict(),
     }

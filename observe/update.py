@@ -1,5 +1,6 @@
 """From rewards to a gradient step."""
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -38,6 +39,8 @@ def update_policy(
     The rollout comes from the very weights that are updated, so the old log-probabilities are the
     current ones. Groups whose advantages are all zero add nothing to the gradient without a KL
     term, and are left out of the forward pass; the loss is normalised by the whole step's count.
+    A loss or gradient that is NaN or infinite changes neither the policy nor the optimizer's state:
+    the step is left out and counted (``run.bad_steps``).
     """
     config, loss_config = run.config, run.config.loss
     set_lr(run)
@@ -84,15 +87,20 @@ def update_policy(
         totals["tokens"] += float(result.tokens)
     parameters = [p for p in run.policy.model.parameters() if p.grad is not None]
     grad_norm = torch.nn.utils.clip_grad_norm_(parameters, config.optim.max_grad_norm)
-    if kept:
+    run.clock.lap("forward_backward")
+    bad = not (math.isfinite(totals["loss"]) and math.isfinite(grad_norm))
+    run.bad_steps = run.bad_steps + 1 if bad else 0
+    if kept and not bad:
         run.optimizer.step()
     run.optimizer.zero_grad(set_to_none=True)
+    run.clock.lap("optimizer")
     trained_tokens = max(1.0, totals["tokens"])
     metrics = {
         "loss": totals["loss"],
         "entropy": totals["entropy"] / trained_tokens,
         "clip_ratio/region_mean": totals["clipped"] / trained_tokens,
         "grad_norm": float(grad_norm),
+        "observe/bad_step": float(bad),
         "learning_rate": run.optimizer.param_groups[0]["lr"],
     }
     if run.reference:

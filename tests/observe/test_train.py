@@ -17,13 +17,14 @@ from transformers import Qwen2_5_VLForConditionalGeneration
 from observe.config import (
     BonusConfig,
     DataConfig,
+    LossConfig,
     OptimConfig,
     RewardConfig,
     RolloutConfig,
     TrainConfig,
     WeightingConfig,
 )
-from observe.errors import InputError
+from observe.errors import InputError, TrainingFailed
 from observe.mapping import from_mapping, load_yaml, to_mapping
 from observe.model.policy import load_policy
 from observe.train import main, stage
@@ -63,13 +64,19 @@ def test_a_run_logs_every_step_and_leaves_a_plain_checkpoint(finished):
             "completions/mean_length",
             "rewards/accuracy/mean",
             "timing_s/gen",
-            "timing_s/update",
+            "timing_s/reward",
+            "timing_s/forward_backward",
+            "timing_s/optimizer",
+            "timing_s/step",
             "perf/throughput",
+            "perf/max_memory_gb",
+            "observe/bad_step",
             "observe/weight_mean",
         } <= set(row)
     assert [row["step"] for row in logged if "eval/accuracy" in row] == [0, 3]
     assert [row["step"] for row in rows(out, "completions.jsonl")] == [1, 2, 4]
     assert len(rows(out, "completions.jsonl")[0]["completions"]) == 4
+    assert rows(out, "warnings.jsonl") == summary["warnings"] == []
     Qwen2_5_VLForConditionalGeneration.from_pretrained(out / "checkpoint")
     assert summary["steps"] == STEPS
     assert summary["tokens"] == logged[-1]["num_tokens"]
@@ -162,6 +169,27 @@ def test_where_no_checkpoint_is_whole_nothing_is_touched(base, tmp_path):
     with pytest.raises(InputError, match=f"{tmp_path / 'checkpoint'}.*delete"):
         run(CONFIG, tmp_path, base)
     assert (tmp_path / "metrics.jsonl").read_bytes() == log
+
+
+def test_too_many_steps_without_a_finite_gradient_end_the_training(base, tmp_path):
+    endless = changed(
+        reward=RewardConfig(accuracy=1e38, format="none"),
+        loss=LossConfig(scale="none"),
+        optim=OptimConfig(lr=1e-3, max_bad_steps=1),
+        checkpoint_every=1,
+        eval_steps=(),
+    )
+    for _ in range(2):  # Given again, it ends in the same way.
+        with pytest.raises(TrainingFailed) as caught:
+            run(endless, tmp_path, base)
+        logged = rows(tmp_path)
+        bad = [row["observe/bad_step"] for row in logged]
+        assert bad[-2:] == [1, 1] and 1 not in bad[:-2]
+        assert logged[-1]["grad_norm"] is None
+        message = str(caught.value)
+        assert message.startswith(f"{tmp_path}: step {len(logged)}: loss or gradient was NaN")
+        assert f"the policy is that of step {len(logged) - 2}" in message
+        assert [w["sickness"] for w in rows(tmp_path, "warnings.jsonl")] == ["nan_steps"]
 
 
 def test_a_checkpoint_of_other_questions_is_refused(finished, base):
