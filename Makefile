@@ -7,7 +7,7 @@ OUT    ?= runs
 BIN    := $(VENV)/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help .venv sweep smoke test test-slurm test-browser chaos perf-env lint format clean
+.PHONY: help .venv sweep smoke test test-slurm test-browser chaos kills perf-env lint format clean
 
 help:
 	@echo "make .venv         set up the environment"
@@ -17,6 +17,7 @@ help:
 	@echo "make test-slurm    the Slurm executor on a real Slurm, started for the tests"
 	@echo "make test-browser  the report in a real Chromium"
 	@echo "make chaos         sweeps on that Slurm whose processes die at random, five seeds"
+	@echo "make kills         twenty trainings killed at random moments that go on bit for bit"
 	@echo "make perf-env      the peers that benchmarks/perf compares with, in .venv-perf"
 	@echo "make lint          formatting, lint, types"
 	@echo "make format        apply the formatting"
@@ -60,6 +61,10 @@ test-slurm: .venv
 chaos: .venv
 	$(BIN)/python tests/slurm/cluster.py
 	CHAOS_SEEDS=1,2,3,4,5 $(BIN)/python -m pytest tests/slurm/test_chaos.py -s
+
+# test has four of them.
+kills: .venv
+	KILLS=20 $(BIN)/python -m pytest tests/observe/test_kills.py -s --timeout 3600
 
 perf-env: .venv-perf/.installed
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
+from transformers.utils.logging import disable_progress_bar
 
 from observe.checkpoint import latest_checkpoint, load_state, save_checkpoint
 from observe.config import RewardConfig, TrainConfig
@@ -52,6 +53,8 @@ class Run:
 
 def prepare(config: TrainConfig, out: Path, *, model: Path | str, ladder: Path | None) -> Run:
     """Load policy, questions and curriculum, and restore the checkpoint a killed run left."""
+    # A bar for every checkpoint would drown the lines that tell the progress.
+    disable_progress_bar()
     saved = latest_checkpoint(out / "checkpoint")
     policy = load_policy(saved or model)
     if config.model.gradient_checkpointing:

@@ -2,11 +2,6 @@
 
 import dataclasses
 import json
-import os
-import signal
-import subprocess
-import sys
-import time
 import typing
 
 import pytest
@@ -111,29 +106,6 @@ def test_a_stopped_run_goes_on_as_if_undisturbed(finished, base, tmp_path, last)
     resumed = run(CONFIG, tmp_path, base)
     assert_same_run(tmp_path, finished[0])
     assert resumed["tokens"] == finished[1]["tokens"]
-
-
-def test_a_killed_process_goes_on_as_if_undisturbed(finished, base, tmp_path):
-    recipe, out = tmp_path / "recipe.yaml", tmp_path / "out"
-    recipe.write_text(json.dumps({**to_mapping(CONFIG), "checkpoint_every": 1}))
-    command = [sys.executable, "-m", "observe.train", "--config", recipe, "--out", out]
-    command += ["--base", base]
-    # The number of threads changes floating-point results; the tests have one.
-    one_thread = {**os.environ, "OMP_NUM_THREADS": "1"}
-    process = subprocess.Popen(
-        command, env=one_thread, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE
-    )
-    deadline = time.monotonic() + 120
-    while not (out / "metrics.jsonl").exists() or len(rows(out)) < 4:
-        assert process.poll() is None, process.stderr.read().decode()
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
-    process.send_signal(signal.SIGKILL)
-    assert process.wait() == -signal.SIGKILL
-    process.stderr.close()
-    assert not (out / "metrics.jsonl").read_text().count('"step": 5')
-    run(changed(checkpoint_every=1), out, base)
-    assert_same_run(out, finished[0])
 
 
 def test_evaluation_and_logging_change_no_weights(finished, base, tmp_path):
