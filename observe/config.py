@@ -124,6 +124,12 @@ class DataConfig:
     ``shuffled``: the same questions once each, so that order alone is compared."""
     ladder: LadderConfig = LadderConfig()
     """How the ladder is built."""
+    max_prompt_tokens: int | None = None
+    """Questions whose prompt is longer, image tokens included, are skipped, never cut; null sets no
+    bound. Measured under the longest of the system prompts, so that every arm skips the same."""
+    max_skipped_share: float = 0.05
+    """Largest share of questions that may be skipped (images that cannot be read, prompts too
+    long) before training is refused; others take their place."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -276,6 +282,10 @@ class TrainConfig:
             "rollout.group_size": (rollout.group_size, 2),
             "rollout.top_k": (rollout.top_k, 0),
             "optim.max_bad_steps": (self.optim.max_bad_steps, 0),
+            "data.max_prompt_tokens": (
+                1 if (limit := self.data.max_prompt_tokens) is None else limit,
+                1,
+            ),
         }
         for key, (count, least) in counts.items():
             if count < least:
@@ -287,6 +297,11 @@ class TrainConfig:
             )
         if not 0 < rollout.top_p <= 1:
             raise InputError(f"rollout.top_p: expected above 0, up to 1, got {rollout.top_p}")
+        if not 0 <= self.data.max_skipped_share < 1:
+            raise InputError(
+                "data.max_skipped_share: expected 0 up to, not including, 1, got "
+                f"{self.data.max_skipped_share}"
+            )
         if self.data.size % self.prompts_per_step:
             raise InputError(
                 f"data.size: {self.data.size} is no multiple of prompts_per_step "

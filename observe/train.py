@@ -202,6 +202,7 @@ def summarise(run: Run, log: Logbook) -> dict[str, Any]:
             "bonus": {"share": bonus, "acted": bonus > 0},
             "dynamic_weights": {"active_share": active, "acted": active > 0},
         },
+        "skipped_questions": len(run.skipped),
         "bad_steps": sum(row["observe/bad_step"] for row in steps),
         "warnings": [dataclasses.asdict(notice) for notice in log.notices],
     }
