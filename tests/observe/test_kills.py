@@ -93,15 +93,25 @@ def kill_while_writing(process, out, random_number):
             return
 
 
-def kill_at_any_moment(process, seconds, random_number):
+def kill_at_any_moment(process, out, seconds, random_number):
+    """Kill somewhere in the step after a random one, or while it starts."""
+    step = random_number.randint(logged_steps(out), STEPS - 1)
+    while process.is_alive() and logged_steps(out) < step:
+        time.sleep(0.01)
     process.join(random_number.uniform(0, seconds))
     if process.is_alive():
         os.kill(process.pid, signal.SIGKILL)
 
 
+def logged_steps(out):
+    """Whole rows of steps in the log; step 0 is an evaluation."""
+    log = out / "metrics.jsonl"
+    return max(0, log.read_bytes().count(b"\n") - 1) if log.exists() else 0
+
+
 def test_killed_at_any_moment_a_run_goes_on_bit_for_bit(processes, undisturbed, base, tmp_path):
     reference, seconds = undisturbed
-    random_number = random.Random(os.environ.get("KILLS_SEED", "0"))
+    random_number = random.Random(0)
     out, continued = tmp_path / "run", tmp_path / "continued"
     kills = writing = 0
     print("\nkill  steps logged  on the disk               goes on from  differences")
@@ -115,8 +125,7 @@ def test_killed_at_any_moment_a_run_goes_on_bit_for_bit(processes, undisturbed, 
                 continue
         else:
             with_what = "any moment"
-            # Some of it passes before the first step.
-            kill_at_any_moment(process, 1.2 * seconds, random_number)
+            kill_at_any_moment(process, out, seconds / STEPS, random_number)
         process.join()
         if process.exitcode == 0:  # It came to its end first.
             shutil.rmtree(out)
@@ -127,8 +136,7 @@ def test_killed_at_any_moment_a_run_goes_on_bit_for_bit(processes, undisturbed, 
         writing += begun
         left = latest_checkpoint(out / "checkpoint")
         step = load_state(left)["step"] if left else 0
-        log = out / "metrics.jsonl"
-        logged = log.read_bytes().count(b"\n") if log.exists() else 0
+        logged = logged_steps(out)
         shutil.rmtree(continued, ignore_errors=True)
         if out.exists():
             shutil.copytree(out, continued)
@@ -141,6 +149,8 @@ def test_killed_at_any_moment_a_run_goes_on_bit_for_bit(processes, undisturbed, 
         assert found == [], with_what
         assert find_damage(continued / "checkpoint") is None
         assert not (continued / "checkpoint.new").exists()
+        if random_number.random() < 0.5:  # Else the same run is killed again.
+            shutil.rmtree(out, ignore_errors=True)
 
 
 @pytest.mark.parametrize(

@@ -238,6 +238,7 @@ def test_training_learns_the_form_and_the_placebo_does_not(base, tmp_path):
         gains[shuffle] = sum(form[-5:]) / 5 - sum(form[:5]) / 5
     # The small base has the form in 7 of 10 completions, so that 0.3 is the most there is to gain.
     assert gains[False] > 0.1
+    assert rows(tmp_path / "False", "warnings.jsonl") == []
     assert gains[True] < 0.5 * gains[False]
 
 
