@@ -144,17 +144,23 @@ def describe_step(
 
 
 def stop_if_hopeless(run: Run, out: Path) -> None:
-    """Raise TrainingFailed after too many steps in a row without a finite gradient.
+    """Raise TrainingFailed when no step that follows can be of use.
 
-    Before the checkpoint of the last of them: the one before it stays what is gone on from.
+    That is after too many steps in a row without a finite gradient, and when the weights have left
+    the range of numbers. The step is not saved: the checkpoint before it stays.
     """
     bound = run.config.optim.max_bad_steps
+    remedy = "Lower optim.lr, look at the rewards in metrics.jsonl, and train anew"
     if run.bad_steps > bound:
         raise TrainingFailed(
             f"{out}: step {run.step}: loss or gradient was NaN or infinite in {run.bad_steps} "
             f"steps in a row, more than optim.max_bad_steps ({bound}) allows; they were left out, "
-            f"and the policy is that of step {run.step - run.bad_steps}. Lower optim.lr, look at "
-            "the rewards in metrics.jsonl, and train anew in another folder"
+            f"and the policy is that of step {run.step - run.bad_steps}. {remedy}"
+        )
+    if not all(bool(p.isfinite().all()) for p in run.policy.model.parameters()):
+        raise TrainingFailed(
+            f"{out}: step {run.step}: it made weights infinite or NaN; the checkpoint before it is "
+            f"kept. {remedy}"
         )
 
 

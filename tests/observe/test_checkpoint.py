@@ -3,7 +3,6 @@
 import hashlib
 import json
 import shutil
-import subprocess
 from pathlib import Path
 
 import pytest
@@ -155,20 +154,6 @@ def test_when_all_are_damaged_each_is_named_and_nothing_is_touched(untrained, fo
     assert "checkpoint.step3: manifest.json is missing" in message
     assert f"delete {folder}* to train from the start" in message
     assert names(folder) == ["checkpoint", "checkpoint.step3"]
-
-
-@pytest.fixture
-def small_disk(tmp_path):
-    """A file system of eight megabytes."""
-    disk = tmp_path / "disk"
-    disk.mkdir()
-    mounted = subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", "size=8m", "tmpfs", disk], capture_output=True, text=True
-    )
-    if mounted.returncode:
-        pytest.skip(f"no file system can be mounted here: {mounted.stderr.strip()}")
-    yield disk
-    subprocess.run(["umount", disk], check=True)
 
 
 def test_a_full_disk_is_named_and_the_checkpoint_before_stays(untrained, small_disk):

@@ -95,7 +95,7 @@ def kill_while_writing(process, out, random_number):
 
 def kill_at_any_moment(process, out, seconds, random_number):
     """Kill somewhere in the step after a random one, or while it starts."""
-    step = random_number.randint(logged_steps(out), STEPS - 1)
+    step = random_number.randint(min(logged_steps(out), STEPS - 1), STEPS - 1)
     while process.is_alive() and logged_steps(out) < step:
         time.sleep(0.01)
     process.join(random_number.uniform(0, seconds))

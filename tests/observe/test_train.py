@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import subprocess
 import typing
 
 import pytest
@@ -9,6 +10,7 @@ import torch
 from small_runs import CONFIG, STEPS, changed, rows, run, silent, untimed
 from transformers import Qwen2_5_VLForConditionalGeneration
 
+from observe.checkpoint import latest_checkpoint, load_state
 from observe.config import (
     BonusConfig,
     DataConfig,
@@ -22,7 +24,8 @@ from observe.config import (
 from observe.errors import InputError, TrainingFailed
 from observe.mapping import from_mapping, load_yaml, to_mapping
 from observe.model.policy import load_policy
-from observe.train import main, stage
+from observe.run import prepare
+from observe.train import main, stage, stop_if_hopeless
 
 
 def weights(out):
@@ -162,6 +165,31 @@ def test_too_many_steps_without_a_finite_gradient_end_the_training(base, tmp_pat
         assert message.startswith(f"{tmp_path}: step {len(logged)}: loss or gradient was NaN")
         assert f"the policy is that of step {len(logged) - 2}" in message
         assert [w["sickness"] for w in rows(tmp_path, "warnings.jsonl")] == ["nan_steps"]
+
+
+def test_weights_that_leave_the_range_of_numbers_end_the_training(base, tmp_path):
+    made = prepare(CONFIG, tmp_path, model=base / "checkpoint", ladder=None)
+    stop_if_hopeless(made, tmp_path)
+    made.policy.model.lm_head.weight.data[3, 5] = float("inf")
+    with pytest.raises(TrainingFailed, match=r"step 0: it made weights infinite or NaN"):
+        stop_if_hopeless(made, tmp_path)
+
+
+def test_a_full_disk_ends_the_command_with_2_and_the_run_goes_on_when_it_has_room(
+    capsys, finished, base, small_disk, tmp_path
+):
+    out = small_disk / "out"
+    (tmp_path / "recipe.yaml").write_text(json.dumps(to_mapping(changed(checkpoint_every=1))))
+    given = ("--config", tmp_path / "recipe.yaml", "--out", out, "--base", base)
+    code, printed = command(capsys, *given)
+    assert code == 2
+    assert f"error: {out / 'checkpoint'}: the checkpoint of step " in printed.err
+    assert "No space left on device" in printed.err and "MB are free there" in printed.err
+    saved = load_state(latest_checkpoint(out / "checkpoint"))["step"]
+    assert 1 <= saved < STEPS
+    subprocess.run(["mount", "-o", "remount,size=100m", small_disk], check=True)
+    assert command(capsys, *given)[0] == 0
+    assert_same_run(out, finished[0])
 
 
 def test_a_checkpoint_of_other_questions_is_refused(finished, base):
