@@ -6,6 +6,7 @@ a power cut leave a whole one. ``manifest.json`` holds size and SHA-256 of every
 was damaged later is noticed, named, and put aside as ``checkpoint.damaged``.
 """
 
+import errno
 import hashlib
 import json
 import logging
@@ -26,6 +27,7 @@ from observe.model.policy import Policy
 MANIFEST = "manifest.json"
 _STATE = "trainer_state.pt"
 _CHUNK = 2**20
+_REFUSALS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO)
 _log = logging.getLogger(__name__)
 
 
@@ -213,13 +215,12 @@ def _sync(path: Path) -> None:
 
 
 def _unwritable(error: Exception) -> str | None:
-    """The reason when the file system refused to write, else None."""
-    if isinstance(error, OSError) and error.errno is not None:
-        return os.strerror(error.errno)
+    """The reason when the file system refused to take more, else None."""
+    number = error.errno if isinstance(error, OSError) else None
     # Writers in Rust (safetensors, tokenizers) raise types of their own with the errno in the text.
-    if match := re.search(r"\(os error (\d+)\)", str(error)):
-        return os.strerror(int(match[1]))
-    return None
+    if number is None and (match := re.search(r"\(os error (\d+)\)", str(error))):
+        number = int(match[1])
+    return os.strerror(number) if number in _REFUSALS else None
 
 
 def _sibling(folder: Path, suffix: str) -> Path:

@@ -3,6 +3,7 @@
 ``KILLS=20 pytest -s tests/observe/test_kills.py`` (``make kills``) prints the table of as many.
 """
 
+import contextlib
 import dataclasses
 import multiprocessing
 import os
@@ -84,13 +85,13 @@ def equal(one, two):
 
 def kill_while_writing(process, out, random_number):
     """Kill when the folder that is being written holds so many files, from none to all."""
-    step, files = random_number.randint(1, STEPS - 1), random_number.randint(0, 9)
-    new, last = out / "checkpoint.new", out / "checkpoint" / "manifest.json"
+    step, files = random_number.randint(0, STEPS - 1), random_number.randint(0, 9)
+    new = out / "checkpoint.new"
     while process.is_alive():
-        begun = last.exists() and f'"step": {step}' in last.read_text()
-        if begun and new.exists() and len(os.listdir(new)) >= files:
-            os.kill(process.pid, signal.SIGKILL)
-            return
+        with contextlib.suppress(FileNotFoundError):
+            if logged_steps(out) > step and len(os.listdir(new)) >= files:
+                os.kill(process.pid, signal.SIGKILL)
+                return
 
 
 def kill_at_any_moment(process, out, seconds, random_number):
@@ -119,10 +120,7 @@ def test_killed_at_any_moment_a_run_goes_on_bit_for_bit(processes, undisturbed, 
         process = started(processes, out, base)
         if writing < KILLS // 4:
             with_what = "while writing"
-            try:
-                kill_while_writing(process, out, random_number)
-            except FileNotFoundError:
-                continue
+            kill_while_writing(process, out, random_number)
         else:
             with_what = "any moment"
             kill_at_any_moment(process, out, seconds / STEPS, random_number)
