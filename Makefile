@@ -7,7 +7,7 @@ OUT    ?= runs
 BIN    := $(VENV)/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help .venv sweep smoke test test-slurm test-browser chaos simulate perf-env lint format clean
+.PHONY: help .venv sweep smoke test test-slurm test-browser chaos kills simulate perf-env lint format clean
 
 help:
 	@echo "make .venv         set up the environment"
@@ -18,6 +18,7 @@ help:
 	@echo "make test-browser  the report in a real Chromium"
 	@echo "make chaos         sweeps on that Slurm whose processes die at random, five seeds"
 	@echo "make simulate      do the report's intervals keep their word? the table of docs/statistics.md"
+	@echo "make kills         twenty trainings killed at random moments that go on bit for bit"
 	@echo "make perf-env      the peers that benchmarks/perf compares with, in .venv-perf"
 	@echo "make lint          formatting, lint, types"
 	@echo "make format        apply the formatting"
@@ -64,6 +65,10 @@ chaos: .venv
 
 simulate: .venv
 	$(BIN)/python -m reports.simulate
+
+# test has four of them.
+kills: .venv
+	KILLS=20 $(BIN)/python -m pytest tests/observe/test_kills.py -s --timeout 3600
 
 perf-env: .venv-perf/.installed
 

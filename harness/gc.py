@@ -55,9 +55,12 @@ def find_waste(store: Store, *, models: bool) -> list[Waste]:
             continue
         found += [
             _waste(part, "left by a process that was killed")
-            for part in [*folder.glob(".*.json.*"), *folder.glob("checkpoint.*")]
+            for part in [*folder.glob(".*.json.*"), *folder.glob("checkpoint.new")]
         ]
         if status.state == "done" and plan.stages[stage].kind == "train":
+            # One that is not done may go on from any of them.
+            older = sorted({*folder.glob("checkpoint.*")} - {folder / "checkpoint.new"})
+            found += [_waste(part, "an earlier checkpoint") for part in older]
             checkpoint = folder / "checkpoint"
             if models and checkpoint.exists() and _consumers_done(store, plan, stage):
                 found.append(_waste(checkpoint, "trained and evaluated"))

@@ -294,7 +294,9 @@ def stage_id(
     described = {
         "kind": kind,
         "version": KINDS[kind].version,
-        "config": _by_content(config, fingerprints),
+        "config": _by_content(
+            {key: value for key, value in config.items() if key not in WITHOUT_RESULT}, fingerprints
+        ),
         "consumes": consumes,
         "cpus": cpus,
     }
@@ -318,6 +320,10 @@ FINGERPRINTS: dict[str, Callable[[Path], str]] = {
     "data.source": fingerprint_questions,
 }
 """Settings of any stage that may be a path -> what makes the fingerprint of its content."""
+
+
+WITHOUT_RESULT = ("checkpoint_every", "checkpoint_keep", "log_tensorboard", "log_wandb")
+"""Settings that change nothing of what a stage comes to: how it is watched and saved."""
 
 
 def _by_content(config: dict[str, Any], fingerprints: dict[str, str]) -> dict[str, Any]:

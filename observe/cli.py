@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 from jsonargparse import set_parsing_settings
 
-from observe.errors import InputError
+from observe.errors import InputError, TrainingFailed
 
 # The docstring under a config field is its --help.
 set_parsing_settings(docstring_parse_attribute_docstrings=True)
@@ -32,10 +32,13 @@ def print_progress(done: int, total: int, message: str) -> None:
 
 
 def exit_code(command: Callable[[], object]) -> int:
-    """Run a command: 0 when it ends, 2 with the message on bad input; other errors propagate."""
+    """Run a command: 0 when it ends; with the message, 1 when training fails and 2 on bad input.
+
+    Other errors propagate.
+    """
     try:
         command()
-    except InputError as error:
+    except (InputError, TrainingFailed) as error:
         print(f"error: {error}", file=sys.stderr)
-        return 2
+        return 2 if isinstance(error, InputError) else 1
     return 0

@@ -124,6 +124,12 @@ class DataConfig:
     ``shuffled``: the same questions once each, so that order alone is compared."""
     ladder: LadderConfig = LadderConfig()
     """How the ladder is built."""
+    max_prompt_tokens: int | None = None
+    """Questions whose prompt is longer, image tokens included, are skipped, never cut; null sets no
+    bound. Measured under the longest of the system prompts, so that every arm skips the same."""
+    max_skipped_share: float = 0.05
+    """Largest share of questions that may be skipped (images that cannot be read, prompts too
+    long) before training is refused; others take their place."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -319,6 +325,9 @@ class OptimConfig:
     second on, the policy is no longer the one that was sampled from, and ratios are clipped."""
     minibatches_per_rollout: int = 1
     """Optimizer steps that a pass over the rollout is split into, in the order of its questions."""
+    max_bad_steps: int = 5
+    """A step whose loss or gradient is NaN or infinite is left out; training stops when there are
+    more than this many in a row."""
 
     def __post_init__(self) -> None:
         for key in ("updates_per_rollout", "minibatches_per_rollout"):
@@ -357,8 +366,15 @@ class TrainConfig:
     """Validation questions of an evaluation during training."""
     checkpoint_every: int = 20
     """Steps between checkpoints; a killed run goes on from the last one."""
+    checkpoint_keep: int = 2
+    """Checkpoints that are kept, the newest included; where one is damaged the one before it is
+    taken."""
     log_completions_every: int = 10
     """Steps between logged groups of completions."""
+    log_tensorboard: bool | None = None
+    """Write event files for TensorBoard into ``tensorboard/``; null: when it is installed."""
+    log_wandb: str | None = None
+    """Weights & Biases project to log to; null logs to none."""
     seed: int = 0
     """Seed of data order and sampling."""
 
@@ -369,11 +385,17 @@ class TrainConfig:
             "prompts_per_step": (self.prompts_per_step, 1),
             "micro_batch_tokens": (self.micro_batch_tokens, 1),
             "checkpoint_every": (self.checkpoint_every, 1),
+            "checkpoint_keep": (self.checkpoint_keep, 1),
             "log_completions_every": (self.log_completions_every, 1),
             "eval_size": (self.eval_size, 1),
             "rollout.max_new_tokens": (rollout.max_new_tokens, 1),
             "rollout.group_size": (rollout.group_size, 2),
             "rollout.top_k": (rollout.top_k, 0),
+            "optim.max_bad_steps": (self.optim.max_bad_steps, 0),
+            "data.max_prompt_tokens": (
+                1 if (limit := self.data.max_prompt_tokens) is None else limit,
+                1,
+            ),
         }
         for key, (count, least) in counts.items():
             if count < least:
@@ -385,6 +407,11 @@ class TrainConfig:
             )
         if not 0 < rollout.top_p <= 1:
             raise InputError(f"rollout.top_p: expected above 0, up to 1, got {rollout.top_p}")
+        if not 0 <= self.data.max_skipped_share < 1:
+            raise InputError(
+                "data.max_skipped_share: expected 0 up to, not including, 1, got "
+                f"{self.data.max_skipped_share}"
+            )
         if self.data.size % self.prompts_per_step:
             raise InputError(
                 f"data.size: {self.data.size} is no multiple of prompts_per_step "

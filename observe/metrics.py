@@ -4,6 +4,7 @@ Beside them ``timing_s/*``, ``perf/*``, and ``observe/*`` for what Observe-R1 ad
 """
 
 import json
+import math
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -29,7 +30,7 @@ class JsonLines:
         """
         self.path = path
         kept = []
-        lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+        lines = path.read_bytes().splitlines() if path.exists() else []
         for number, line in enumerate(lines, 1):
             try:
                 step = json.loads(line)["step"]
@@ -41,16 +42,29 @@ class JsonLines:
                     "start, or restore the line"
                 ) from None
             if step <= resume_at:
-                kept.append(line + "\n")
+                kept.append(line + b"\n")
         # Replaced by renaming: killed in between, the file still has all rows.
         new = path.with_name(f"{path.name}.new")
-        new.write_text("".join(kept), encoding="utf-8")
+        new.write_bytes(b"".join(kept))
         os.replace(new, path)
 
-    def append(self, row: dict[str, Any]) -> None:
-        """Write one row at once; it has a ``step``."""
+    def append(self, row: dict[str, Any]) -> dict[str, Any]:
+        """Write one row at once; it has a ``step``. Returns it as it is read again.
+
+        JSON has no NaN: such a number becomes null.
+        """
+        finite = {
+            key: None if isinstance(value, float) and not math.isfinite(value) else value
+            for key, value in row.items()
+        }
         with self.path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(row) + "\n")
+            file.write(json.dumps(finite, allow_nan=False) + "\n")
+        return finite
+
+    def sync(self) -> None:
+        """Bring the rows to the disk, where a power cut leaves them."""
+        with self.path.open("rb") as file:
+            os.fsync(file.fileno())
 
     def rows(self) -> list[dict[str, Any]]:
         """All rows, the oldest first."""
@@ -133,16 +147,43 @@ def completion_row(
             {
                 "text": completion.text,
                 "tokens": len(completion.token_ids),
+                "truncated": completion.truncated,
+                "reward": _number(rewards.total_PG[index, j]),
                 "accuracy": _number(rewards.accuracy_PG[index, j]),
                 "format": _number(rewards.format_PG[index, j]),
                 "bonus": _number(rewards.bonus_PG[index, j]),
                 "overlong": _number(rewards.overlong_PG[index, j]),
+                "correct": _verdict(rewards.correct_PG[index, j]),
+                "format_ok": bool(rewards.format_ok_PG[index, j]),
                 "answer": rewards.answers[index][j],
                 "reason": rewards.reasons[index][j],
             }
             for j, completion in enumerate(group)
         ],
     }
+
+
+def completions_table(row: dict[str, Any]) -> str:
+    """A row of completions.jsonl as a Markdown table."""
+    columns = ("reward", "accuracy", "format", "bonus", "tokens", "answer", "reason", "text")
+    lines = [
+        f"**{_cell(row['question'])}** {_cell(row['text'])} Gold: {_cell(row['gold'])}",
+        "",
+        "| " + " | ".join(columns) + " |",
+        "|" + " --- |" * len(columns),
+    ]
+    for completion in row["completions"]:
+        lines.append("| " + " | ".join(_cell(completion[name]) for name in columns) + " |")
+    return "\n".join(lines)
+
+
+def _cell(value: object) -> str:
+    text = "" if value is None else f"{value:.2f}" if isinstance(value, float) else str(value)
+    return text.replace("|", "\\|").replace("<", "&lt;").replace("\n", " ")
+
+
+def _verdict(correct: Tensor) -> bool | None:
+    return None if torch.isnan(correct) else bool(correct)
 
 
 def _mean(values: Tensor) -> float:

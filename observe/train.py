@@ -5,9 +5,9 @@ rewards of a group into advantages, take one gradient step. Everything random is
 (seed, step, question, sample), so a resumed run repeats what an undisturbed one does.
 """
 
+import dataclasses
 import statistics
 import sys
-import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,15 +19,11 @@ from torch import Tensor
 
 from observe.config import EMBEDDED, TrainConfig
 from observe.data.question import Question
-from observe.errors import InputError
+from observe.errors import InputError, TrainingFailed
+from observe.logbook import Logbook, progress_message
 from observe.mapping import from_mapping, load_yaml, to_mapping, with_overrides
-from observe.metrics import (
-    JsonLines,
-    completion_row,
-    kl_metrics,
-    rollout_metrics,
-    weight_metrics,
-)
+from observe.metrics import completion_row, kl_metrics, rollout_metrics, weight_metrics
+from observe.performance import performance_metrics
 from observe.rewards import RewardBreakdown, compute_rewards
 from observe.rollout.engine import Completion, SamplingParams
 from observe.rollout.native import NativeEngine
@@ -58,68 +54,50 @@ def train(
     """Train a policy and leave it in ``out/checkpoint``; goes on from a checkpoint there.
 
     ``model`` is the policy to start from, ``ladder`` the folder of the ladder that selects and
-    orders the questions. Writes metrics.jsonl and completions.jsonl. Returns the run's summary:
-    steps, tokens, seconds, rewards of the last steps, and how often each mechanism acted.
+    orders the questions. Writes metrics.jsonl, completions.jsonl and warnings.jsonl. Returns the
+    run's summary: steps, tokens, seconds, rewards of the last steps, how often each mechanism
+    acted, and what was found to be wrong. Raises TrainingFailed when it cannot go on.
     """
     run = prepare(config, out, model=model, ladder=ladder)
-    metrics = JsonLines(out / "metrics.jsonl", resume_at=run.step)
-    completions = JsonLines(out / "completions.jsonl", resume_at=run.step)
+    log = Logbook(config, out, resume_at=run.step)
     total_steps = config.data.size // config.prompts_per_step
-    if run.step == 0 and 0 in config.eval_steps and not metrics.rows():
-        metrics.append({"step": 0, "samples": 0, "num_tokens": 0, **evaluate(run)})
+    if run.step == 0 and 0 in config.eval_steps and not log.rows():
+        log.log({"step": 0, "samples": 0, "num_tokens": 0, **evaluate(run)})
     while run.step < total_steps:
-        started = time.perf_counter()
         run.step += 1
+        run.clock.start()
         questions = [run.questions[i] for i in run.curriculum.next_batch(config.prompts_per_step)]
         groups = sample_groups(run, questions)
-        sampled = time.perf_counter()
+        run.clock.lap("gen")
         rewards, _ = reward_groups(run, questions, groups)
-        rewarded = time.perf_counter()
+        run.clock.lap("reward")
         groups, rewards, refill = refill_groups(run, questions, groups, rewards)
-        refilled = time.perf_counter()
+        run.clock.lap("refill")
         kl_PG = divergence(run, questions, groups)
         advantages_PG, weights_P = weigh(run, rewards, kl_PG)
         update = update_policy(run, questions, groups, advantages_PG)
-        updated = time.perf_counter()
 
-        lengths_PG = lengths_of(groups)
-        truncated_PG = torch.tensor([[c.truncated for c in group] for group in groups])
-        prompt_tokens = sum(prompt_of(run, q).length for q in questions)
-        step_tokens = int(lengths_PG.sum()) + prompt_tokens * config.rollout.group_size
-        step_tokens += refill.tokens
-        run.tokens += step_tokens
         row = {
-            "step": run.step,
-            "samples": run.step * config.prompts_per_step,
-            "num_tokens": run.tokens,
-            **rollout_metrics(rewards, lengths_PG, truncated_PG, advantages_PG),
-            **weight_metrics(weights_P, rewards.correct_PG),
-            **run.curriculum.metrics(),
-            **refill.metrics,
-            **kl_metrics(kl_PG, lengths_PG),
+            **describe_step(run, questions, groups, rewards, advantages_PG, weights_P, refill),
+            **kl_metrics(kl_PG, lengths_of(groups)),
             **update,
-            "timing_s/gen": sampled - started,
-            "timing_s/reward": rewarded - sampled,
-            "timing_s/refill": refilled - rewarded,
-            "timing_s/update": updated - refilled,
-            "timing_s/step": updated - started,
-            "perf/throughput": step_tokens / (updated - started),
         }
         if run.step in config.eval_steps:
             row.update(evaluate(run))
-        metrics.append(row)
+            run.clock.lap("evaluate")
+        row.update(run.clock.metrics())
+        log.log(row)
         if run.step % config.log_completions_every == 0 or run.step == 1:
-            completions.append(completion_row(run.step, questions[0], groups[0], rewards, 0))
+            log.log_completions(completion_row(run.step, questions[0], groups[0], rewards, 0))
+        stop_if_hopeless(run, out)
         run.samples.clear()
-        run.seconds += time.perf_counter() - started
+        run.seconds += run.clock.total
         if run.step % config.checkpoint_every == 0 or run.step == total_steps:
+            log.sync()
             checkpoint(run, out)
-        progress(
-            run.step,
-            total_steps,
-            f"reward {row['reward']:.3f}  length {row['completions/mean_length']:.1f}",
-        )
-    return summarise(run, metrics.rows())
+        progress(run.step, total_steps, progress_message(row))
+    log.close()
+    return summarise(run, log)
 
 
 def sample_groups(
@@ -200,6 +178,64 @@ def lengths_of(groups: Sequence[Sequence[Completion]]) -> Tensor:
     return torch.tensor([[len(c.token_ids) for c in group] for group in groups])
 
 
+def describe_step(
+    run: Run,
+    questions: Sequence[Question],
+    groups: Sequence[Sequence[Completion]],
+    rewards: RewardBreakdown,
+    advantages_PG: Tensor,
+    weights_P: Tensor,
+    refill: Refill,
+) -> dict[str, Any]:
+    """The metrics of a step's rollout and of what it cost; counts its tokens into the run."""
+    samples = [prompt_of(run, question) for question in questions]
+    lengths_PG = lengths_of(groups)
+    truncated_PG = torch.tensor([[c.truncated for c in group] for group in groups])
+    prompt_tokens = sum(sample.length for sample in samples)
+    step_tokens = int(lengths_PG.sum()) + prompt_tokens * run.config.rollout.group_size
+    step_tokens += refill.tokens
+    run.tokens += step_tokens
+    trained_P = advantages_PG.ne(0).any(1) | (run.reference is not None)
+    return {
+        "step": run.step,
+        "samples": run.step * run.config.prompts_per_step,
+        "num_tokens": run.tokens,
+        **rollout_metrics(rewards, lengths_PG, truncated_PG, advantages_PG),
+        **weight_metrics(weights_P, rewards.correct_PG),
+        **run.curriculum.metrics(),
+        **refill.metrics,
+        "perf/throughput": step_tokens / run.clock.total,
+        **performance_metrics(
+            run.policy,
+            samples,
+            lengths_PG.sum(1).tolist(),
+            trained_P.tolist(),
+            run.clock.total,
+        ),
+    }
+
+
+def stop_if_hopeless(run: Run, out: Path) -> None:
+    """Raise TrainingFailed when no step that follows can be of use.
+
+    That is after too many steps in a row without a finite gradient, and when the weights have left
+    the range of numbers. The step is not saved: the checkpoint before it stays.
+    """
+    bound = run.config.optim.max_bad_steps
+    remedy = "Lower optim.lr, look at the rewards in metrics.jsonl, and train anew"
+    if run.bad_steps > bound:
+        raise TrainingFailed(
+            f"{out}: step {run.step}: loss or gradient was NaN or infinite in {run.bad_steps} "
+            f"steps in a row, more than optim.max_bad_steps ({bound}) allows; they were left out, "
+            f"and the policy is that of step {run.step - run.bad_steps}. {remedy}"
+        )
+    if not all(bool(p.isfinite().all()) for p in run.policy.model.parameters()):
+        raise TrainingFailed(
+            f"{out}: step {run.step}: it made weights infinite or NaN; the checkpoint before it is "
+            f"kept. {remedy}"
+        )
+
+
 def evaluate(run: Run) -> dict[str, float]:
     """Greedy accuracy, valid form and length on the fixed validation questions."""
     params = SamplingParams(max_new_tokens=run.config.rollout.max_new_tokens, temperature=0.0)
@@ -213,15 +249,15 @@ def evaluate(run: Run) -> dict[str, float]:
     }
 
 
-def summarise(run: Run, rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
+def summarise(run: Run, log: Logbook) -> dict[str, Any]:
     """What the run came to, and how often each mechanism of Observe-R1 acted.
 
     A mechanism that is switched on and never acted cannot have made a difference.
     """
-    steps = [row for row in rows if row["step"] > 0]
+    steps = [row for row in log.rows() if row["step"] > 0]
 
     def mean(key: str, part: Sequence[dict[str, Any]] = steps) -> float | None:
-        values = [row[key] for row in part if key in row]
+        values = [row[key] for row in part if row.get(key) is not None]
         return statistics.fmean(values) if values else None
 
     quarter = max(1, len(steps) // 4)
@@ -244,6 +280,9 @@ def summarise(run: Run, rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
             "bonus": {"share": bonus, "acted": bonus > 0},
             "dynamic_weights": {"active_share": active, "acted": active > 0},
         },
+        "skipped_questions": len(run.skipped),
+        "bad_steps": sum(row["observe/bad_step"] for row in steps),
+        "warnings": [dataclasses.asdict(notice) for notice in log.notices],
     }
 
 

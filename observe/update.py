@@ -1,5 +1,6 @@
 """From rewards to gradient steps."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -106,6 +107,8 @@ def update_policy(
     The first step starts from the very weights that were sampled from, so the old log-probabilities
     are those of its own forward pass; only when a pass over the rollout takes several steps are
     those of the later parts computed beforehand. The loss is normalised by its whole step's count.
+    A loss or gradient that is NaN or infinite changes neither the policy nor the optimizer's state:
+    the step is left out and counted (``run.bad_steps``).
     """
     optim = run.config.optim
     set_lr(run)
@@ -116,17 +119,23 @@ def update_policy(
             for batch in minibatch.batches:
                 batch.old_NT, _, _ = forward(run, run.policy, batch)
     figures: list[dict[str, float]] = []
-    grad_norms = []
+    grad_norms, bad_steps = [], 0
     for _ in range(optim.updates_per_rollout):
         for minibatch in minibatches:
+            loss_value = 0.0
             for batch in minibatch.batches:
                 loss, figure = loss_of(run, batch, minibatch.normalizer)
                 loss.backward()
                 figures.append(figure)
-            grad_norms.append(step_optimizer(run, empty=not minibatch.batches))
+                loss_value += figure["loss"]
+            run.clock.lap("forward_backward")
+            grad_norms.append(step_optimizer(run, loss_value, empty=not minibatch.batches))
+            bad_steps += run.bad_steps > 0
+            run.clock.lap("optimizer")
     return {
         **summed_up(run, figures, steps=len(grad_norms)),
         "grad_norm": sum(grad_norms) / len(grad_norms),
+        "observe/bad_step": bad_steps / len(grad_norms),
         "learning_rate": run.optimizer.param_groups[0]["lr"],
     }
 
@@ -256,14 +265,16 @@ def loss_of(run: Run, batch: PolicyBatch, normalizer: float) -> tuple[Tensor, di
     return loss, figures
 
 
-def step_optimizer(run: Run, *, empty: bool) -> float:
-    """Clip the gradients, take the step unless there are none, and return their norm."""
+def step_optimizer(run: Run, loss: float, *, empty: bool) -> float:
+    """Clip the gradients, take the step unless there are none or one is no number; their norm."""
     parameters = [p for p in run.policy.model.parameters() if p.grad is not None]
-    grad_norm = torch.nn.utils.clip_grad_norm_(parameters, run.config.optim.max_grad_norm)
-    if not empty:
+    grad_norm = float(torch.nn.utils.clip_grad_norm_(parameters, run.config.optim.max_grad_norm))
+    bad = not (math.isfinite(loss) and math.isfinite(grad_norm))
+    run.bad_steps = run.bad_steps + 1 if bad else 0
+    if not (empty or bad):
         run.optimizer.step()
     run.optimizer.zero_grad(set_to_none=True)
-    return float(grad_norm)
+    return grad_norm
 
 
 def summed_up(run: Run, figures: Sequence[dict[str, float]], *, steps: int) -> dict[str, float]:

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 from observe.config import LadderConfig
 from observe.data.question import Question
 from observe.data.rungs import DROPS, Dropped, Ladder, Measured, Rung, save_ladder
-from observe.data.sources import load_questions
+from observe.data.sources import load_usable, write_skipped
 from observe.errors import InputError
 from observe.mapping import from_mapping
 
@@ -306,7 +306,9 @@ def stage(
     )
     _check(settings)
     source = config["source"]
-    questions = load_questions(source, split=SPLIT, size=settings.pool, seed=settings.seed)
+    questions, skipped = load_usable(source, split=SPLIT, size=settings.pool, seed=settings.seed)
+    if skipped:
+        write_skipped(skipped, out / "skipped.jsonl")
     policy = load_policy(inputs["model"] / "checkpoint" if "model" in inputs else config["model"])
     ladder = build_ladder(
         questions,
@@ -325,6 +327,7 @@ def stage(
     )
     return {
         "counts": ladder.summary["counts"],
+        "skipped_questions": len(skipped),
         "mean_difficulty": statistics.fmean(rung.difficulty for rung in ladder.rungs),
         "seconds": time.monotonic() - started,
     }

@@ -9,6 +9,7 @@ from typing import Any
 
 from PIL import Image
 
+from observe.data.images import read_image, to_rgb
 from observe.scoring import AnswerType
 
 
@@ -40,15 +41,13 @@ class Question:
     """Whatever else the source knows; JSON values only."""
 
     def open_images(self) -> list[Image.Image]:
-        """The images as RGB, read from their files where they are files."""
-        return [_open(image) for image in self.images]
+        """The images as RGB, read from their files where they are files.
 
-
-def _open(image: Image.Image | Path) -> Image.Image:
-    if not isinstance(image, Path):
-        return image.convert("RGB")
-    with Image.open(image) as opened:
-        return opened.convert("RGB")
+        Raises InputError naming the file of an image that cannot be read.
+        """
+        return [
+            read_image(image) if isinstance(image, Path) else to_rgb(image) for image in self.images
+        ]
 
 
 _REQUIRED = ("id", "text", "gold", "answer_type")

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from observe.config import EMBEDDED
 from observe.data.question import Question
 from observe.data.sources import load_questions
 from observe.errors import InputError
@@ -86,8 +87,13 @@ class Ladder:
     def questions(self) -> list[Question]:
         """The questions of the rungs, in their order, read from the source again."""
         origin = self.summary["origin"]
+        # A file is read whole: the pool was a sample of what of it can be used.
+        embedded = origin["source"] == EMBEDDED
         pool = load_questions(
-            origin["source"], split=origin["split"], size=origin["pool"], seed=origin["seed"]
+            origin["source"],
+            split=origin["split"],
+            size=origin["pool"] if embedded else None,
+            seed=origin["seed"],
         )
         by_id = {question.id: question for question in pool}
         return [by_id[rung.question] for rung in self.rungs]

@@ -2,7 +2,12 @@
 
 import json
 import random
+import re
 import typing
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +17,8 @@ from observe.errors import InputError
 from observe.scoring import AnswerType, ScoreRequest, score_many
 
 ANSWER_TYPES: tuple[str, ...] = typing.get_args(AnswerType)
+
+_VISION_TOKEN = re.compile(r"<\|(?:image|video|vision)_\w+\|>")
 
 # Key: (type of its value, whether it must be there). ``split`` belongs to the file alone.
 _KEYS: dict[str, tuple[type, bool]] = {
@@ -64,9 +71,93 @@ def load_questions(
             f"{path}: {len(questions)} questions of the split {split!r}, {size} asked for; "
             f"add questions or lower data.size, data.ladder.pool or eval_size"
         )
-    indices = list(range(len(questions)))
+    return [questions[i] for i in sorted(_sample_order(len(questions), split, seed)[:size])]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Skipped:
+    """A question that cannot be used, and whose place another takes."""
+
+    question: str
+    """The question's id."""
+    reason: str
+    """``image``: it cannot be read; ``too_long``: the prompt is."""
+    detail: str
+    """What is wrong, in words."""
+
+
+def unreadable(question: Question) -> Skipped | None:
+    """What is wrong with the images of a question; every one is decoded."""
+    try:
+        question.open_images()
+    except InputError as error:
+        return Skipped(question=question.id, reason="image", detail=str(error))
+    return None
+
+
+def load_usable(
+    source: str | Path,
+    *,
+    split: str = "train",
+    size: int,
+    seed: int = 0,
+    problem: Callable[[Question], Skipped | None] = unreadable,
+) -> tuple[list[Question], list[Skipped]]:
+    """`load_questions` without those that ``problem`` objects to; further ones take their places.
+
+    The same ``size`` questions for equal arguments, whatever order they are then asked in, so that
+    skipping changes neither the length of a pass nor what two orders have in common. Also returns
+    what was skipped on the way. Raises InputError when too few are left.
+    """
+    if str(source) == EMBEDDED:
+        pool = load_questions(source, split=split, size=size, seed=seed)
+        order = list(range(size))
+    else:
+        pool = load_questions(source, split=split)
+        order = _sample_order(len(pool), split, seed)
+        if size > len(pool):
+            load_questions(source, split=split, size=size)  # Says so.
+    usable: list[int] = []
+    skipped: list[Skipped] = []
+    rest = iter(order)
+    with ThreadPoolExecutor() as threads:
+        while block := list(islice(rest, size - len(usable))):
+            problems = threads.map(problem, [pool[i] for i in block])
+            for index, found in zip(block, problems, strict=True):
+                if found is None:
+                    usable.append(index)
+                else:
+                    skipped.append(found)
+    if len(usable) < size:
+        raise InputError(
+            f"{source}: {len(usable)} usable questions of the split {split!r}, {size} asked for: "
+            f"{describe_skipped(skipped)}. Mend them, add questions or ask for fewer"
+        )
+    return [pool[i] for i in sorted(usable)], skipped
+
+
+def describe_skipped(skipped: Sequence[Skipped]) -> str:
+    """How many were skipped for what reason, and the first of each."""
+    parts = []
+    for reason in dict.fromkeys(one.reason for one in skipped):
+        those = [one for one in skipped if one.reason == reason]
+        parts.append(
+            f"{len(those)} skipped ({reason}), e.g. {those[0].question}: {those[0].detail}"
+        )
+    return "; ".join(parts)
+
+
+def write_skipped(skipped: Sequence[Skipped], path: Path) -> None:
+    """Write them one per line."""
+    lines = [json.dumps(asdict(one), ensure_ascii=False) + "\n" for one in skipped]
+    path.write_text("".join(lines), encoding="utf-8")
+
+
+def _sample_order(total: int, split: str, seed: int) -> list[int]:
+    """The order in which a sample of a file is drawn; a larger one contains a smaller one."""
+    indices = list(range(total))
     random.Random(f"{seed}/{split}").shuffle(indices)
-    return [questions[i] for i in sorted(indices[:size])]
+    return indices
 
 
 def read_jsonl(path: Path) -> list[tuple[str, Question]]:
@@ -151,6 +242,12 @@ def _checked(line: str, where: str, folder: Path) -> dict[str, Any]:
             f"{where}: answer_type: expected one of {', '.join(ANSWER_TYPES)}, "
             f"got {record['answer_type']!r}"
         )
+    for text in (record["text"], *record.get("options", [])):
+        if found := _VISION_TOKEN.search(str(text)):
+            raise InputError(
+                f"{where}: text: holds {found[0]}, which stands for pixels; list images under "
+                '"images", they come before the text'
+            )
     for key in ("options", "images"):
         for value in record.get(key, []):
             if not isinstance(value, str):

@@ -129,6 +129,18 @@ class Processor:
             grid_I3=grid,
         )
 
+    def prompt_length(self, messages: list[dict[str, Any]], images: Sequence[Image.Image]) -> int:
+        """Tokens of the Sample that `sample` would make, its pixels left alone."""
+        text = self.tokenizer.apply_chat_template(
+            messages, tokenize=False, add_generation_prompt=True
+        )
+        ids = self.tokenizer(str(text), add_special_tokens=False)["input_ids"]
+        patches = sum(
+            self.image_processor.get_number_of_image_patches(image.height, image.width)
+            for image in images
+        )
+        return len(ids) - len(images) + patches // self.image_processor.merge_size**2
+
     def encode(self, text: str) -> list[int]:
         """Token ids of plain text, no special tokens added."""
         return self.tokenizer(text, add_special_tokens=False)["input_ids"]

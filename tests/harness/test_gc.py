@@ -50,6 +50,19 @@ def test_a_finished_training_needs_its_optimizer_no_more(store: Store, plan: Pla
     assert paths(store, models=True) == {store.folder(t) / "checkpoint" for t in trained}
 
 
+def test_earlier_checkpoints_go_with_the_end_of_the_training(store: Store, plan: Plan) -> None:
+    done, interrupted = of_kind(plan, "train")[:2]
+    store.write_status(Status(stage=interrupted, state="failed"))
+    for stage in (done, interrupted):
+        for name in ("checkpoint.new", "checkpoint.step3", "checkpoint.damaged"):
+            (store.folder(stage) / name).mkdir()
+    found = {path for path in paths(store) if path.name.startswith("checkpoint.")}
+    assert found == {
+        store.folder(interrupted) / "checkpoint.new",
+        *(store.folder(done) / f"checkpoint.{part}" for part in ("new", "step3", "damaged")),
+    }
+
+
 def test_a_model_that_waits_for_its_evaluation_is_kept(store: Store, plan: Plan) -> None:
     waiting = of_kind(plan, "evaluate")[-1]
     store.write_status(Status(stage=waiting, state="failed"))

@@ -114,6 +114,7 @@ def test_identity_hangs_on_config_inputs_version_and_threads(
         ({"resources.train.hours": 9}, set()),
         ({"report.confidence": 0.9}, set()),
         ({"variants": {}}, set()),
+        ({"set": {"log_wandb": "observe", "checkpoint_every": 7}}, set()),
         ({"evaluate.limit": 5}, {"evaluate"}),
         ({"resources.evaluate.cpus": 2}, {"evaluate"}),
         ({"seeds": [5]}, {"train", "evaluate"}),

@@ -1,6 +1,7 @@
 """Small policies that several tests start from."""
 
 import dataclasses
+import subprocess
 import sys
 from pathlib import Path
 
@@ -104,3 +105,17 @@ def ladder(tmp_path_factory):
     }
     save_ladder(Ladder(rungs=tuple(rungs), dropped=(), summary=summary), folder)
     return folder
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """A file system of eight megabytes."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mounted = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=8m", "tmpfs", disk], capture_output=True, text=True
+    )
+    if mounted.returncode:
+        pytest.skip(f"no file system can be mounted here: {mounted.stderr.strip()}")
+    yield disk
+    subprocess.run(["umount", disk], check=True)

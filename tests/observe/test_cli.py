@@ -3,7 +3,7 @@
 import pytest
 
 from observe import cli
-from observe.errors import InputError
+from observe.errors import InputError, TrainingFailed
 
 
 def bad_input():
@@ -13,6 +13,14 @@ def bad_input():
 def test_bad_input_ends_with_2_and_its_message(capsys):
     assert cli.exit_code(bad_input) == 2
     assert capsys.readouterr().err == "error: a.yaml: seed: expected int, got 'x'\n"
+
+
+def test_training_that_cannot_go_on_ends_with_1_and_its_message(capsys):
+    def fails():
+        raise TrainingFailed("runs/a: step 7: infinite")
+
+    assert cli.exit_code(fails) == 1
+    assert capsys.readouterr().err == "error: runs/a: step 7: infinite\n"
 
 
 def test_success_ends_with_0_and_other_errors_are_not_hidden():

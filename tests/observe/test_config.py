@@ -46,6 +46,8 @@ def test_settings_that_contradict_each_other_name_their_source(overrides, messag
         "prompts_per_step",
         "micro_batch_tokens",
         "checkpoint_every",
+        "checkpoint_keep",
+        "data.max_prompt_tokens",
         "log_completions_every",
         "eval_size",
         "rollout.max_new_tokens",
@@ -92,6 +94,19 @@ def test_sampling_that_cannot_teach_is_refused(key, value):
 )
 def test_a_number_outside_its_range_is_refused(key, value):
     with pytest.raises(InputError, match=rf"^b\.yaml: {key}: expected "):
+        from_mapping(TrainConfig, with_overrides({}, {key: value}), source="b.yaml")
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("optim.max_bad_steps", -1),
+        ("data.max_skipped_share", 1.0),
+        ("data.max_skipped_share", -0.1),
+    ],
+)
+def test_what_may_go_wrong_has_its_bounds(key, value):
+    with pytest.raises(InputError, match=rf"^b\.yaml: {key}: expected .*{value}"):
         from_mapping(TrainConfig, with_overrides({}, {key: value}), source="b.yaml")
 
 

@@ -8,7 +8,13 @@ import torch
 from observe.config import BonusConfig, RewardConfig
 from observe.data.question import Question
 from observe.errors import InputError
-from observe.metrics import JsonLines, completion_row, rollout_metrics, weight_metrics
+from observe.metrics import (
+    JsonLines,
+    completion_row,
+    completions_table,
+    rollout_metrics,
+    weight_metrics,
+)
 from observe.rewards import compute_rewards
 from observe.rollout.engine import Completion
 
@@ -115,7 +121,29 @@ def test_a_logged_group_shows_every_component_of_its_rewards():
         (WRONG_A, 14, 0.0, 0.5, 0.0, 0.0, "4"),
         (BARE_A, 5, 1.0, 0.0, 0.0, 0.0, "3"),
     ]
+    assert [c["reward"] for c in row["completions"]] == [1.5, 0.5, 1.0]
+    assert [c["correct"] for c in row["completions"]] == [True, False, True]
+    assert [c["format_ok"] for c in row["completions"]] == [True, True, False]
+    assert all(c["reason"] and c["truncated"] is False for c in row["completions"])
     assert json.loads(json.dumps(row)) == row
+
+
+def test_a_logged_group_is_a_table_whose_cells_stay_cells():
+    group = [Completion(token_ids=[1], text=f"{text}|\nx", truncated=False) for text in TEXTS[0]]
+    table = completions_table(completion_row(7, QUESTIONS[0], group, breakdown(), 0))
+    head, _, columns, rule, *lines = table.splitlines()
+    assert head == "**a** How many? Gold: 3"
+    assert columns.count("|") == rule.count("|") == 9
+    assert [line.count("|") - line.count("\\|") for line in lines] == [9, 9, 9]
+    assert "&lt;answer>3&lt;/answer>\\| x" in lines[0]
+    assert lines[1].startswith("| 0.50 | 0.00 | 0.50 | 0.00 |")
+
+
+def test_a_number_that_json_does_not_know_is_written_as_null(tmp_path):
+    lines = JsonLines(tmp_path / "metrics.jsonl", resume_at=0)
+    written = lines.append({"step": 1, "loss": float("nan"), "grad_norm": float("inf"), "lr": 0.1})
+    assert written == {"step": 1, "loss": None, "grad_norm": None, "lr": 0.1}
+    assert "NaN" not in lines.path.read_text() and lines.rows() == [written]
 
 
 def log(tmp_path, text, resume_at):
@@ -132,7 +160,7 @@ def test_rows_beyond_the_step_that_is_resumed_are_made_again(tmp_path):
     assert resumed.rows()[-1] == {"step": 3, "new": True}
 
 
-@pytest.mark.parametrize("half", ['{"step": 3, "rew', '{"st', "{", '{"step"'])
+@pytest.mark.parametrize("half", ['{"step": 3, "rew', '{"st', "{", '{"step"', "\0\0\0\0"])
 def test_half_a_last_line_is_dropped(tmp_path, half):
     resumed = log(tmp_path, '{"step": 1}\n{"step": 2}\n' + half, 9)
     assert resumed.rows() == [{"step": 1}, {"step": 2}]

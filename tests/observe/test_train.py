@@ -2,11 +2,7 @@
 
 import dataclasses
 import json
-import os
-import signal
 import subprocess
-import sys
-import time
 import typing
 
 import pytest
@@ -14,19 +10,22 @@ import torch
 from small_runs import CONFIG, STEPS, changed, rows, run, silent, untimed
 from transformers import Qwen2_5_VLForConditionalGeneration
 
+from observe.checkpoint import latest_checkpoint, load_state
 from observe.config import (
     BonusConfig,
     DataConfig,
+    LossConfig,
     OptimConfig,
     RewardConfig,
     RolloutConfig,
     TrainConfig,
     WeightingConfig,
 )
-from observe.errors import InputError
+from observe.errors import InputError, TrainingFailed
 from observe.mapping import from_mapping, load_yaml, to_mapping
 from observe.model.policy import load_policy
-from observe.train import main, stage
+from observe.run import prepare
+from observe.train import main, stage, stop_if_hopeless
 
 
 def weights(out):
@@ -63,13 +62,19 @@ def test_a_run_logs_every_step_and_leaves_a_plain_checkpoint(finished):
             "completions/mean_length",
             "rewards/accuracy/mean",
             "timing_s/gen",
-            "timing_s/update",
+            "timing_s/reward",
+            "timing_s/forward_backward",
+            "timing_s/optimizer",
+            "timing_s/step",
             "perf/throughput",
+            "perf/max_memory_gb",
+            "observe/bad_step",
             "observe/weight_mean",
         } <= set(row)
     assert [row["step"] for row in logged if "eval/accuracy" in row] == [0, 3]
     assert [row["step"] for row in rows(out, "completions.jsonl")] == [1, 2, 4]
     assert len(rows(out, "completions.jsonl")[0]["completions"]) == 4
+    assert rows(out, "warnings.jsonl") == summary["warnings"] == []
     Qwen2_5_VLForConditionalGeneration.from_pretrained(out / "checkpoint")
     assert summary["steps"] == STEPS
     assert summary["tokens"] == logged[-1]["num_tokens"]
@@ -106,29 +111,6 @@ def test_a_stopped_run_goes_on_as_if_undisturbed(finished, base, tmp_path, last)
     assert resumed["tokens"] == finished[1]["tokens"]
 
 
-def test_a_killed_process_goes_on_as_if_undisturbed(finished, base, tmp_path):
-    recipe, out = tmp_path / "recipe.yaml", tmp_path / "out"
-    recipe.write_text(json.dumps({**to_mapping(CONFIG), "checkpoint_every": 1}))
-    command = [sys.executable, "-m", "observe.train", "--config", recipe, "--out", out]
-    command += ["--base", base]
-    # The number of threads changes floating-point results; the tests have one.
-    one_thread = {**os.environ, "OMP_NUM_THREADS": "1"}
-    process = subprocess.Popen(
-        command, env=one_thread, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE
-    )
-    deadline = time.monotonic() + 120
-    while not (out / "metrics.jsonl").exists() or len(rows(out)) < 4:
-        assert process.poll() is None, process.stderr.read().decode()
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
-    process.send_signal(signal.SIGKILL)
-    assert process.wait() == -signal.SIGKILL
-    process.stderr.close()
-    assert not (out / "metrics.jsonl").read_text().count('"step": 5')
-    run(changed(checkpoint_every=1), out, base)
-    assert_same_run(out, finished[0])
-
-
 def test_evaluation_and_logging_change_no_weights(finished, base, tmp_path):
     run(changed(eval_steps=(), log_completions_every=99, checkpoint_every=99), tmp_path, base)
     first, second = weights(finished[0]), weights(tmp_path)
@@ -141,14 +123,73 @@ def test_another_seed_is_another_run(finished, base, tmp_path):
 
 
 @pytest.mark.parametrize("name", ["trainer_state.pt", "model.safetensors", "tokenizer.json"])
-def test_a_damaged_checkpoint_is_named_and_nothing_is_touched(base, tmp_path, name):
+def test_a_damaged_checkpoint_is_named_and_the_one_before_it_gone_on_from(
+    finished, base, tmp_path, caplog, name
+):
+    run(changed(checkpoint_every=1), tmp_path, base)
+    damaged = tmp_path / "checkpoint" / name
+    damaged.write_bytes(damaged.read_bytes()[:500])
+    steps = []
+    run(CONFIG, tmp_path, base, progress=lambda done, total, message: steps.append(done))
+    assert steps == [STEPS]
+    assert f"{tmp_path / 'checkpoint'}: damaged checkpoint ({name} has 500 bytes" in caplog.text
+    assert_same_run(tmp_path, finished[0])
+
+
+def test_where_no_checkpoint_is_whole_nothing_is_touched(base, tmp_path):
     run(changed(data=dataclasses.replace(CONFIG.data, size=4)), tmp_path, base)
     log = (tmp_path / "metrics.jsonl").read_bytes()
-    damaged = tmp_path / "checkpoint" / name
+    damaged = tmp_path / "checkpoint" / "model.safetensors"
     damaged.write_bytes(damaged.read_bytes()[:500])
     with pytest.raises(InputError, match=f"{tmp_path / 'checkpoint'}.*delete"):
         run(CONFIG, tmp_path, base)
     assert (tmp_path / "metrics.jsonl").read_bytes() == log
+
+
+def test_too_many_steps_without_a_finite_gradient_end_the_training(base, tmp_path):
+    endless = changed(
+        reward=RewardConfig(accuracy=1e38, format="none"),
+        loss=LossConfig(scale="none"),
+        optim=OptimConfig(lr=1e-3, max_bad_steps=1),
+        checkpoint_every=1,
+        eval_steps=(),
+    )
+    for _ in range(2):  # Given again, it ends in the same way.
+        with pytest.raises(TrainingFailed) as caught:
+            run(endless, tmp_path, base)
+        logged = rows(tmp_path)
+        bad = [row["observe/bad_step"] for row in logged]
+        assert bad[-2:] == [1, 1] and 1 not in bad[:-2]
+        assert logged[-1]["grad_norm"] is None
+        message = str(caught.value)
+        assert message.startswith(f"{tmp_path}: step {len(logged)}: loss or gradient was NaN")
+        assert f"the policy is that of step {len(logged) - 2}" in message
+        assert [w["sickness"] for w in rows(tmp_path, "warnings.jsonl")] == ["nan_steps"]
+
+
+def test_weights_that_leave_the_range_of_numbers_end_the_training(base, tmp_path):
+    made = prepare(CONFIG, tmp_path, model=base / "checkpoint", ladder=None)
+    stop_if_hopeless(made, tmp_path)
+    made.policy.model.lm_head.weight.data[3, 5] = float("inf")
+    with pytest.raises(TrainingFailed, match=r"step 0: it made weights infinite or NaN"):
+        stop_if_hopeless(made, tmp_path)
+
+
+def test_a_full_disk_ends_the_command_with_2_and_the_run_goes_on_when_it_has_room(
+    capsys, finished, base, small_disk, tmp_path
+):
+    out = small_disk / "out"
+    (tmp_path / "recipe.yaml").write_text(json.dumps(to_mapping(changed(checkpoint_every=1))))
+    given = ("--config", tmp_path / "recipe.yaml", "--out", out, "--base", base)
+    code, printed = command(capsys, *given)
+    assert code == 2
+    assert f"error: {out / 'checkpoint'}: the checkpoint of step " in printed.err
+    assert "No space left on device" in printed.err and "MB are free there" in printed.err
+    saved = load_state(latest_checkpoint(out / "checkpoint"))["step"]
+    assert 1 <= saved < STEPS
+    subprocess.run(["mount", "-o", "remount,size=100m", small_disk], check=True)
+    assert command(capsys, *given)[0] == 0
+    assert_same_run(out, finished[0])
 
 
 def test_a_checkpoint_of_other_questions_is_refused(finished, base):
@@ -225,6 +266,7 @@ def test_training_learns_the_form_and_the_placebo_does_not(base, tmp_path):
         gains[shuffle] = sum(form[-5:]) / 5 - sum(form[:5]) / 5
     # The small base has the form in 7 of 10 completions, so that 0.3 is the most there is to gain.
     assert gains[False] > 0.1
+    assert rows(tmp_path / "False", "warnings.jsonl") == []
     assert gains[True] < 0.5 * gains[False]
 
 

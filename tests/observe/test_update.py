@@ -176,6 +176,34 @@ def test_a_step_without_any_signal_leaves_the_policy_alone(base, tmp_path, compl
     assert "entropy" not in metrics
 
 
+def snapshot(made):
+    state = made.optimizer.state_dict()["state"]
+    return [p.detach().clone() for p in made.policy.model.parameters()] + [
+        value.clone() for slot in state.values() for value in slot.values()
+    ]
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf"), 1e38])
+def test_a_step_that_is_not_finite_changes_nothing_and_is_counted(base, tmp_path, completions, bad):
+    made = prepared(base, tmp_path)
+    update_policy(made, *completions, ADVANTAGES)
+    before = snapshot(made)
+    for count in (1, 2):
+        metrics = update_policy(made, *completions, ADVANTAGES * bad)
+        assert metrics["observe/bad_step"] == 1
+        assert made.bad_steps == count
+    after = snapshot(made)
+    assert len(before) == len(after)
+    assert all(torch.equal(one, two) for one, two in zip(before, after, strict=True))
+    # What follows is what would have followed without them.
+    metrics = update_policy(made, *completions, ADVANTAGES)
+    assert (metrics["observe/bad_step"], made.bad_steps) == (0, 0)
+    undisturbed = prepared(base, tmp_path)
+    update_policy(undisturbed, *completions, ADVANTAGES)
+    update_policy(undisturbed, *completions, ADVANTAGES)
+    assert all(map(torch.equal, snapshot(made), snapshot(undisturbed)))
+
+
 def test_the_kl_term_starts_at_0_and_holds_the_policy_back(base, tmp_path):
     data = dataclasses.replace(CONFIG.data, size=16)
     divergence = {}

@@ -254,6 +254,37 @@ def test_the_stage_measures_with_a_real_model(tmp_path):
     assert all(1 <= n <= 6 for rung in ladder.rungs for n in rung.lengths)
 
 
+def test_the_stage_leaves_out_what_cannot_be_read(tmp_path):
+    build_policy(BaseConfig(hidden_size=64, layers=1, tokenizer_texts=200)).save(
+        tmp_path / "base" / "checkpoint"
+    )
+    asked = [
+        Question(
+            id=f"q{i}",
+            text="How many?",
+            gold="3",
+            answer_type="integer",
+            images=(Image.new("RGB", (28, 28), "red"),),
+        )
+        for i in range(9)
+    ]
+    write_jsonl(asked, tmp_path / "asked.jsonl")
+    (tmp_path / "images" / "q4-0.png").write_bytes(b"broken")
+    settings = LadderConfig(pool=8, samples=2, max_new_tokens=4, hardest_share=1.0)
+    config = {
+        "ladder": to_mapping(settings),
+        "model": None,
+        "source": str(tmp_path / "asked.jsonl"),
+    }
+    out = tmp_path / "ladder"
+    out.mkdir()
+    result = stage(config, out, {"model": tmp_path / "base"}, lambda *told: None)
+    assert (result["counts"]["pool"], result["skipped_questions"]) == (8, 1)
+    [skipped] = (out / "skipped.jsonl").read_text().splitlines()
+    assert json.loads(skipped)["question"] == "q4"
+    assert {q.id for q in load_ladder(out).questions()} == {f"q{i}" for i in range(9)} - {"q4"}
+
+
 @pytest.mark.parametrize(
     ("recipe", "words"),
     [

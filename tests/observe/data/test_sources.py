@@ -6,7 +6,7 @@ import pytest
 from PIL import Image
 
 from observe.data.question import Question, from_record, to_record, write_jsonl
-from observe.data.sources import load_questions, read_jsonl, verifiable
+from observe.data.sources import load_questions, load_usable, read_jsonl, verifiable
 from observe.errors import InputError
 
 GOOD = {"id": "q1", "text": "How many?", "gold": "3", "answer_type": "integer"}
@@ -68,6 +68,7 @@ def test_images_of_any_mode_open_as_rgb(tmp_path):
         ({**GOOD, "golds": "3"}, ["golds", "unknown key", "known keys"]),
         ({k: v for k, v in GOOD.items() if k != "gold"}, ["gold", "missing"]),
         ({**GOOD, "text": ""}, ["text", "missing or empty"]),
+        ({**GOOD, "text": "<|image_pad|> How many?"}, ["text", "<|image_pad|>", '"images"']),
         ({**GOOD, "gold": 3}, ["gold", "expected str", "3"]),
         ({**GOOD, "level": True}, ["level", "expected int"]),
         ({**GOOD, "answer_type": "number"}, ["answer_type", "integer", "'number'"]),
@@ -117,6 +118,36 @@ def test_samples_of_a_file_are_nested_seeded_and_in_file_order(tmp_path):
     assert set(ids(10, 0)) < set(ids(20, 0))
     assert ids(10, 0) == ids(10, 0) != ids(10, 1)
     assert [q.id for q in load_questions(path, split="validation")] == ["v"]
+
+
+def test_what_cannot_be_used_is_replaced_by_the_next_of_the_sample(tmp_path):
+    (tmp_path / "broken.png").write_bytes(b"no image")
+    lines = [{**GOOD, "id": f"q{i:02d}"} for i in range(30)]
+    path = write(tmp_path, *lines)
+    sample = [q.id for q in load_questions(path, size=10, seed=3)]
+    larger = [q.id for q in load_questions(path, size=11, seed=3)]
+    [next_one] = set(larger) - set(sample)
+    broken = int(sample[4][1:])
+    lines[broken]["images"] = ["broken.png"]
+    write(tmp_path, *lines)
+    usable, skipped = load_usable(path, size=10, seed=3)
+    ids = [q.id for q in usable]
+    assert [one.question for one in skipped] == [sample[4]]
+    assert ids == sorted(ids) == sorted({*sample, next_one} - {sample[4]})
+    usable, skipped = load_usable(path, size=29, seed=0)
+    assert (len(usable), len(skipped)) == (29, 1)
+    with pytest.raises(InputError, match="29 usable .* 30 asked for: 1 skipped .image., e.g. q"):
+        load_usable(path, size=30)
+    with pytest.raises(InputError, match="31 asked for"):
+        load_usable(path, size=31)
+
+
+def test_where_all_can_be_used_nothing_changes(tmp_path):
+    path = write(tmp_path, *({**GOOD, "id": f"q{i:02d}"} for i in range(30)))
+    for source in (path, "glyphs"):
+        for size in (10, 30):
+            whole = load_questions(source, size=size, seed=3)
+            assert load_usable(source, size=size, seed=3) == (whole, [])
 
 
 def test_the_embedded_world_is_a_source_and_needs_a_size():
