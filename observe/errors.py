@@ -1,5 +1,9 @@
-"""What is said when the input is at fault."""
+"""What is said when the input is at fault, or an engine outside of the trainer."""
 
 
 class InputError(Exception):
     """Bad input: the message names the file, the key and the remedy. Commands exit with code 2."""
+
+
+class EngineError(Exception):
+    """A rollout engine failed: the message says what happened and how to go on."""
