@@ -23,7 +23,6 @@ from observe.mapping import from_mapping, load_yaml, to_mapping, with_overrides
 from observe.metrics import JsonLines, completion_row, rollout_metrics, weight_metrics
 from observe.rewards import RewardBreakdown, compute_rewards
 from observe.rollout.engine import Completion, SamplingParams
-from observe.rollout.native import NativeEngine
 from observe.run import Run, checkpoint, prepare, process, prompt_of, stable_seed
 from observe.update import update_policy, weigh
 
@@ -60,6 +59,7 @@ def train(
         advantages_PG, weights_P = weigh(run, rewards)
         rewarded = time.perf_counter()
         update = update_policy(run, questions, groups, advantages_PG)
+        run.engine.sync()
         updated = time.perf_counter()
 
         truncated_PG = torch.tensor([[c.truncated for c in group] for group in groups])
@@ -108,8 +108,7 @@ def sample_groups(run: Run, questions: Sequence[Question]) -> list[list[Completi
         n=rollout.group_size,
     )
     seeds = [stable_seed(run.config.seed, run.step, question.id) for question in questions]
-    engine = NativeEngine(run.policy)
-    return engine.generate([prompt_of(run, q) for q in questions], params, seeds)
+    return run.engine.generate([prompt_of(run, q) for q in questions], params, seeds)
 
 
 def reward_groups(
@@ -125,7 +124,7 @@ def evaluate(run: Run) -> dict[str, float]:
     """Greedy accuracy, valid form and length on the fixed validation questions."""
     params = SamplingParams(max_new_tokens=run.config.rollout.max_new_tokens, temperature=0.0)
     prompts = [process(run, question) for question in run.validation]
-    groups = NativeEngine(run.policy).generate(prompts, params, [0] * len(prompts))
+    groups = run.engine.generate(prompts, params, [0] * len(prompts))
     rewards, lengths_PG = reward_groups(run, run.validation, groups)
     return {
         "eval/accuracy": float(rewards.correct_PG.nanmean()),

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from observe import grpo
 from observe.data.question import Question
+from observe.mismatch import Mismatch, sampling_logprobs
 from observe.model.batch import micro_batches
 from observe.model.logprobs import completion_logprobs
 from observe.rewards import RewardBreakdown, shuffle_within_groups
@@ -50,6 +51,7 @@ def update_policy(
         tokens=config.micro_batch_tokens,
     )
     totals = {"loss": 0.0, "entropy": 0.0, "kl": 0.0, "clipped": 0.0, "tokens": 0.0}
+    mismatch = Mismatch(loss_config.importance_sampling)
     run.policy.model.train()
     for batch in batches:
         chunk = [(kept[k], members) for k, members in batch]
@@ -58,8 +60,14 @@ def update_policy(
         logprobs_NT, entropy_NT, mask_NT = completion_logprobs(
             run.policy, samples, token_ids, temperature=config.rollout.temperature
         )
+        weighted_NT = logprobs_NT
+        drawn = [groups[i][j] for i, members in chunk for j in members]
+        sampling_NT = sampling_logprobs(drawn, logprobs_NT)
+        if sampling_NT is not None:
+            mismatch.add(logprobs_NT, sampling_NT, mask_NT)
+            weighted_NT = correct_for_sampler(run, logprobs_NT, sampling_NT, mask_NT)
         result = grpo.policy_loss(
-            logprobs_NT,
+            weighted_NT,
             logprobs_NT.detach(),
             torch.cat([advantages_PG[i, members] for i, members in chunk]),
             mask_NT,
@@ -95,9 +103,27 @@ def update_policy(
         "grad_norm": float(grad_norm),
         "learning_rate": run.optimizer.param_groups[0]["lr"],
     }
+    metrics.update(mismatch.metrics())
     if run.reference:
         metrics["kl"] = totals["kl"] / trained_tokens
     return metrics
+
+
+def correct_for_sampler(
+    run: Run, logprobs_NT: Tensor, sampling_NT: Tensor, mask_NT: Tensor
+) -> Tensor:
+    """The log-probabilities with their gradient weighted for tokens drawn by another engine."""
+    config = run.config.loss
+    if config.importance_sampling == "none":
+        return logprobs_NT
+    weights_NT = grpo.importance_weights(
+        logprobs_NT,
+        sampling_NT,
+        mask_NT,
+        level=config.importance_sampling,
+        cap=config.importance_cap,
+    )
+    return grpo.weight_gradient(logprobs_NT, weights_NT)
 
 
 def set_lr(run: Run) -> None:
