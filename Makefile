@@ -7,7 +7,7 @@ OUT    ?= runs
 BIN    := $(VENV)/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help .venv sweep smoke test test-slurm test-browser chaos kills simulate perf-env lint format clean
+.PHONY: help .venv sweep smoke test test-slurm test-vllm test-browser chaos kills simulate perf-env lint format clean
 
 help:
 	@echo "make .venv         set up the environment"
@@ -15,6 +15,7 @@ help:
 	@echo "make smoke         the same path on a small scale, in minutes"
 	@echo "make test          tests that need nothing but Python, with coverage"
 	@echo "make test-slurm    the Slurm executor on a real Slurm, started for the tests"
+	@echo "make test-vllm     sampling with vLLM, run for real on the CPU"
 	@echo "make test-browser  the report in a real Chromium"
 	@echo "make chaos         sweeps on that Slurm whose processes die at random, five seeds"
 	@echo "make simulate      do the report's intervals keep their word? the table of docs/statistics.md"
@@ -57,6 +58,19 @@ test-browser: .venv
 test-slurm: .venv
 	$(BIN)/python tests/slurm/cluster.py
 	$(BIN)/python -m pytest tests/slurm
+
+# Where pip finds no torch for CPUs by itself: TORCH_INDEX=https://download.pytorch.org/whl/cpu
+# torch.compile would spend longer on vLLM's sampler than the tests do on everything else.
+test-vllm: .venv-vllm/.installed
+	TORCH_COMPILE_DISABLE=1 .venv-vllm/bin/python -m pytest tests/vllm
+
+.venv-vllm/.installed: tests/vllm/requirements.txt tests/vllm/torchvision_on_cpu.py pyproject.toml
+	$(PYTHON) -m venv .venv-vllm
+	.venv-vllm/bin/python -m pip install --quiet --disable-pip-version-check --no-deps \
+		$(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX)) -r tests/vllm/requirements.txt -e .
+	cp tests/vllm/torchvision_on_cpu.py .venv-vllm/lib/python3*/site-packages/
+	echo "import torchvision_on_cpu" > $$(echo .venv-vllm/lib/python3*/site-packages)/torchvision_on_cpu.pth
+	@touch $@
 
 # test-slurm has one seed.
 chaos: .venv

@@ -133,6 +133,66 @@ class DataConfig:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class VllmConfig:
+    """vLLM as the sampler (``rollout.engine: vllm`` or ``server``)."""
+
+    gpu_memory_utilization: float = 0.35
+    """Share of the device's memory for vLLM's weights and key-value cache; the trainer needs the
+    rest, unless vLLM sleeps."""
+    kv_cache_gb: float | None = None
+    """Size of the key-value cache in GiB; null takes what gpu_memory_utilization leaves (on a CPU:
+    1)."""
+    max_model_len: int | None = None
+    """Longest prompt and completion together, in tokens; null takes the model's own limit, for
+    which the cache must be large enough."""
+    max_num_seqs: int = 256
+    """Completions decoded at a time."""
+    images_per_prompt: int = 4
+    """Most images that a prompt may have."""
+    sleep_level: Literal[0, 1, 2] = 0
+    """What vLLM gives back between rollouts: nothing (0), its cache with the weights moved to the
+    host (1), or both, since new weights come anyway (2). On a CPU, 1 and 2 give back the cache."""
+    tensor_parallel: int = 1
+    """Devices that the model is split over."""
+    enforce_eager: bool = False
+    """Neither compile nor capture graphs: starts sooner, decodes slower. Always so on a CPU."""
+    logprobs: bool = True
+    """Return the log-probabilities of sampled tokens, which the mismatch between sampler and
+    trainer is measured and corrected with."""
+    url: str | None = None
+    """Address of a server started with ``python -m observe.rollout.server`` (engine ``server``);
+    null starts one on this machine, and starts it again when it dies."""
+    devices: str | None = None
+    """CUDA_VISIBLE_DEVICES of a server that is started here; null leaves it as it is."""
+    sync_folder: str | None = None
+    """Folder that trainer and server both see, for the weights (engine ``server``); null takes the
+    system's one for temporary files."""
+    start_timeout_s: float = 600.0
+    """How long a server may take to start, or to come back when it does not answer."""
+    request_timeout_s: float = 3600.0
+    """How long a server may take for one request."""
+
+    def __post_init__(self) -> None:
+        if not 0 < self.gpu_memory_utilization <= 1:
+            raise InputError(
+                "rollout.vllm.gpu_memory_utilization: expected above 0, up to 1, got "
+                f"{self.gpu_memory_utilization}"
+            )
+        for key in (
+            "kv_cache_gb",
+            "max_model_len",
+            "max_num_seqs",
+            "images_per_prompt",
+            "tensor_parallel",
+            "start_timeout_s",
+            "request_timeout_s",
+        ):
+            value = getattr(self, key)
+            if value is not None and value <= 0:
+                raise InputError(f"rollout.vllm.{key}: expected a number above 0, got {value}")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class RolloutConfig:
     """How completions are sampled."""
 
@@ -151,6 +211,11 @@ class RolloutConfig:
     sampling, arXiv 2503.14476). DAPO fills up with further questions; here the same question is
     asked anew, so that every run still asks each question once, in as many steps. A group that is
     still without signal after the last round stays as it is."""
+    engine: Literal["native", "vllm", "server"] = "native"
+    """``native`` samples from the policy in this process; ``vllm`` runs vLLM beside it, weights
+    handed over after each step; ``server`` has vLLM in a process of its own, on other devices."""
+    vllm: VllmConfig = VllmConfig()
+    """vLLM (only with engine ``vllm`` or ``server``)."""
 
     def __post_init__(self) -> None:
         if self.refill_rounds < 0:
@@ -287,6 +352,12 @@ class LossConfig:
     from the divergence alone, blown up to the usual size: better with scale ``none``."""
     entropy_coefficient: float = 0.0
     """Weight of the bonus for the entropy of the token distributions."""
+    importance_sampling: Literal["none", "token", "sequence"] = "none"
+    """Correct for a sampler whose probabilities differ from the trainer's (other kernels, lower
+    precision): weight the gradient by their ratio, cut off at importance_cap, for each token or
+    for the whole completion."""
+    importance_cap: float = 2.0
+    """Largest weight of that correction."""
 
     def __post_init__(self) -> None:
         for key in ("clip_low", "clip_high", "kl_coefficient", "entropy_coefficient"):
@@ -412,6 +483,23 @@ class TrainConfig:
                 "data.max_skipped_share: expected 0 up to, not including, 1, got "
                 f"{self.data.max_skipped_share}"
             )
+        if rollout.engine != "native" and not 0.01 <= rollout.temperature <= 2:
+            raise InputError(
+                f"rollout.temperature: {rollout.temperature}, but vLLM (rollout.engine: "
+                f"{rollout.engine}) samples between 0.01 and 2"
+            )
+        if not 0 < self.loss.importance_cap < math.inf:
+            raise InputError(
+                f"loss.importance_cap: expected a number above 0, got {self.loss.importance_cap}"
+            )
+        if self.loss.importance_sampling != "none" and rollout.engine != "native":
+            truncated = rollout.top_p < 1 or rollout.top_k > 0
+            if truncated or not rollout.vllm.logprobs:
+                raise InputError(
+                    f"loss.importance_sampling: {self.loss.importance_sampling} needs the "
+                    "sampler's log-probabilities: set rollout.vllm.logprobs: true, and leave "
+                    "rollout.top_p at 1 and rollout.top_k at 0, behind which vLLM returns others"
+                )
         if self.data.size % self.prompts_per_step:
             raise InputError(
                 f"data.size: {self.data.size} is no multiple of prompts_per_step "

@@ -256,3 +256,36 @@ def kl(logprobs: Tensor, ref_logprobs: Tensor, estimator: KlEstimator = "k3") ->
 
 def _as_float(correct_PG: Tensor) -> Tensor:
     return correct_PG if correct_PG.is_floating_point() else correct_PG.to(torch.float32)
+
+
+def importance_weights(
+    logprobs_NT: Tensor,
+    sampling_logprobs_NT: Tensor,
+    mask_NT: Tensor,
+    *,
+    level: Literal["token", "sequence"],
+    cap: float,
+) -> Tensor:
+    """Truncated importance weights (N, T) of tokens that another engine sampled.
+
+    min(ratio, cap), where ratio is pi(y) / q(y): pi are the trainer's probabilities under the
+    weights that were sampled from, q the sampler's own for the same weights, which differ by its
+    kernels and precision. For `level="token"` each token has its own ratio; for `"sequence"` all
+    tokens of a completion have the product of its tokens' ratios. Masked positions get 0 and may
+    hold anything finite. Without gradient. Source: truncated importance sampling (Ionides 2008,
+    doi 10.1198/106186008X320456, equation 3), applied to rollouts as in TRL and verl.
+    """
+    mask_NT = mask_NT.to(torch.bool)
+    log_ratio_NT = (logprobs_NT.detach() - sampling_logprobs_NT).masked_fill(~mask_NT, 0.0)
+    if level == "sequence":
+        log_ratio_NT = log_ratio_NT.sum(-1, keepdim=True).expand_as(log_ratio_NT)
+    return log_ratio_NT.exp().clamp(max=cap).masked_fill(~mask_NT, 0.0)
+
+
+def weight_gradient(logprobs_NT: Tensor, weights_NT: Tensor) -> Tensor:
+    """The same log-probabilities, with their gradient multiplied by constant weights (N, T).
+
+    A loss that is a sum of terms, each a function of one token's log-probability, gets the
+    gradient of the weighted sum of these terms; its value stays unweighted.
+    """
+    return logprobs_NT.detach() + weights_NT * (logprobs_NT - logprobs_NT.detach())

@@ -28,6 +28,8 @@ from observe.model.policy import Policy, load_policy
 from observe.model.processor import Processor, Sample
 from observe.performance import Clock
 from observe.prompts import build_messages
+from observe.rollout.engine import Engine
+from observe.rollout.factory import make_engine
 
 COUNTERS = ("step", "tokens", "seconds", "bad_steps")
 """What of a Run is a number that a checkpoint holds."""
@@ -41,6 +43,8 @@ class Run:
     policy: Policy
     reference: Policy | None
     """The starting policy, when the loss has a KL term."""
+    engine: Engine
+    """Draws the completions."""
     optimizer: torch.optim.Optimizer
     curriculum: Curriculum
     questions: dict[str, Question]
@@ -90,6 +94,7 @@ def prepare(config: TrainConfig, out: Path, *, model: Path | str, ladder: Path |
         config=config,
         policy=policy,
         reference=load_policy(model) if config.loss.kl_coefficient else None,
+        engine=make_engine(policy, config.rollout),
         optimizer=optimizer,
         curriculum=curriculum,
         questions={question.id: question for question in questions},

@@ -26,7 +26,6 @@ from observe.metrics import completion_row, kl_metrics, rollout_metrics, weight_
 from observe.performance import performance_metrics
 from observe.rewards import RewardBreakdown, compute_rewards
 from observe.rollout.engine import Completion, SamplingParams
-from observe.rollout.native import NativeEngine
 from observe.run import Run, checkpoint, prepare, process, prompt_of, stable_seed
 from observe.update import divergence, update_policy, weigh
 
@@ -76,6 +75,8 @@ def train(
         kl_PG = divergence(run, questions, groups)
         advantages_PG, weights_P = weigh(run, rewards, kl_PG)
         update = update_policy(run, questions, groups, advantages_PG)
+        run.engine.sync()
+        run.clock.lap("sync")
 
         row = {
             **describe_step(run, questions, groups, rewards, advantages_PG, weights_P, refill),
@@ -117,8 +118,7 @@ def sample_groups(
     )
     again = (draw,) if draw else ()
     seeds = [stable_seed(run.config.seed, run.step, q.id, *again) for q in questions]
-    engine = NativeEngine(run.policy)
-    return engine.generate([prompt_of(run, q) for q in questions], params, seeds)
+    return run.engine.generate([prompt_of(run, q) for q in questions], params, seeds)
 
 
 def reward_groups(
@@ -240,7 +240,7 @@ def evaluate(run: Run) -> dict[str, float]:
     """Greedy accuracy, valid form and length on the fixed validation questions."""
     params = SamplingParams(max_new_tokens=run.config.rollout.max_new_tokens, temperature=0.0)
     prompts = [process(run, question) for question in run.validation]
-    groups = NativeEngine(run.policy).generate(prompts, params, [0] * len(prompts))
+    groups = run.engine.generate(prompts, params, [0] * len(prompts))
     rewards, lengths_PG = reward_groups(run, run.validation, groups)
     return {
         "eval/accuracy": float(rewards.correct_PG.nanmean()),

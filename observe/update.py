@@ -9,6 +9,7 @@ from torch import Tensor
 
 from observe import grpo
 from observe.data.question import Question
+from observe.mismatch import Mismatch, sampling_logprobs
 from observe.model.batch import MicroBatch, micro_batches
 from observe.model.logprobs import completion_logprobs
 from observe.model.policy import Policy
@@ -31,11 +32,15 @@ class PolicyBatch:
     """The prompt of each group."""
     token_ids: list[list[list[int]]]
     """The completions of each."""
+    drawn: list[Completion]
+    """The same in one list."""
     advantages_N: Tensor
     old_NT: Tensor | None = None
     """Log-probabilities under the policy that was sampled from."""
     reference_NT: Tensor | None = None
     """Log-probabilities under the policy that the run started from."""
+    weights_NT: Tensor | None = None
+    """What corrects for a sampler with other probabilities, where that is asked for."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -114,17 +119,19 @@ def update_policy(
     set_lr(run)
     run.policy.model.train()
     minibatches = split(run, questions, groups, advantages_PG)
+    mismatch = Mismatch(run.config.loss.importance_sampling)
     with torch.no_grad():
         for minibatch in minibatches[1:]:
             for batch in minibatch.batches:
-                batch.old_NT, _, _ = forward(run, run.policy, batch)
+                logprobs_NT, _, mask_NT = forward(run, run.policy, batch)
+                keep_old(run, batch, logprobs_NT, mask_NT, mismatch)
     figures: list[dict[str, float]] = []
     grad_norms, bad_steps = [], 0
     for _ in range(optim.updates_per_rollout):
         for minibatch in minibatches:
             loss_value = 0.0
             for batch in minibatch.batches:
-                loss, figure = loss_of(run, batch, minibatch.normalizer)
+                loss, figure = loss_of(run, batch, minibatch.normalizer, mismatch)
                 loss.backward()
                 figures.append(figure)
                 loss_value += figure["loss"]
@@ -134,6 +141,7 @@ def update_policy(
             run.clock.lap("optimizer")
     return {
         **summed_up(run, figures, steps=len(grad_norms)),
+        **mismatch.metrics(),
         "grad_norm": sum(grad_norms) / len(grad_norms),
         "observe/bad_step": bad_steps / len(grad_norms),
         "learning_rate": run.optimizer.param_groups[0]["lr"],
@@ -201,6 +209,7 @@ def policy_batches(
                 members=chunk,
                 samples=[prompt_of(run, questions[i]) for i, _ in chunk],
                 token_ids=[[groups[i][j].token_ids for j in part] for i, part in chunk],
+                drawn=[groups[i][j] for i, part in chunk for j in part],
                 advantages_N=torch.cat([advantages_PG[i, part] for i, part in chunk]),
             )
         )
@@ -220,15 +229,42 @@ def forward(
     )
 
 
-def loss_of(run: Run, batch: PolicyBatch, normalizer: float) -> tuple[Tensor, dict[str, float]]:
+def keep_old(
+    run: Run, batch: PolicyBatch, logprobs_NT: Tensor, mask_NT: Tensor, mismatch: Mismatch
+) -> None:
+    """Keep the log-probabilities of the policy that was sampled from, and the weights that correct
+    for an engine which drew the tokens with other ones."""
+    config = run.config.loss
+    batch.old_NT = old_NT = logprobs_NT.detach()
+    sampling_NT = sampling_logprobs(batch.drawn, old_NT)
+    if sampling_NT is None:
+        return
+    mismatch.add(old_NT, sampling_NT, mask_NT)
+    if config.importance_sampling != "none":
+        batch.weights_NT = grpo.importance_weights(
+            old_NT,
+            sampling_NT,
+            mask_NT,
+            level=config.importance_sampling,
+            cap=config.importance_cap,
+        )
+
+
+def loss_of(
+    run: Run, batch: PolicyBatch, normalizer: float, mismatch: Mismatch
+) -> tuple[Tensor, dict[str, float]]:
     """A micro-batch's share of the loss, with gradient, and its sums over tokens for the log."""
     config = run.config.loss
     entropy_grad = config.entropy_coefficient > 0
     logprobs_NT, entropy_NT, mask_NT = forward(run, run.policy, batch, entropy_grad=entropy_grad)
     if batch.old_NT is None:
-        batch.old_NT = logprobs_NT.detach()
+        keep_old(run, batch, logprobs_NT, mask_NT, mismatch)
+    assert batch.old_NT is not None
+    weighted_NT = logprobs_NT
+    if batch.weights_NT is not None:
+        weighted_NT = grpo.weight_gradient(logprobs_NT, batch.weights_NT)
     result = grpo.policy_loss(
-        logprobs_NT,
+        weighted_NT,
         batch.old_NT,
         batch.advantages_N,
         mask_NT,

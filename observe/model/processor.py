@@ -40,6 +40,8 @@ class Sample:
     """Patches of all images, in the processor's merged-window order (R may be 0)."""
     grid_I3: Tensor
     """Patch grid (time, height, width) of each image."""
+    images: tuple[Image.Image, ...] = ()
+    """The images as they were given, for engines that process them themselves."""
 
     @property
     def length(self) -> int:
@@ -127,6 +129,7 @@ class Processor:
             positions_3L=rope_positions(token_ids, grid, self.image_pad_id, merge),
             pixels_RD=pixels,
             grid_I3=grid,
+            images=tuple(images),
         )
 
     def prompt_length(self, messages: list[dict[str, Any]], images: Sequence[Image.Image]) -> int:
@@ -140,6 +143,32 @@ class Processor:
             for image in images
         )
         return len(ids) - len(images) + patches // self.image_processor.merge_size**2
+
+    def unexpanded(self, sample: Sample) -> list[int]:
+        """The sample's token ids with a single placeholder for each of its images."""
+        merge = self.image_processor.merge_size
+        counts = iter((sample.grid_I3.prod(-1) // merge**2).tolist())
+        ids, index = [], 0
+        expanded = sample.token_ids_L.tolist()
+        while index < len(expanded):
+            ids.append(expanded[index])
+            index += next(counts) if expanded[index] == self.image_pad_id else 1
+        return ids
+
+    def fitted_images(self, sample: Sample) -> list[Image.Image]:
+        """The sample's images in RGB at the very size that their patches were cut from.
+
+        Another processor has nothing left to resize then, so that its pixels are the same whatever
+        its way of interpolating.
+        """
+        patch = self.image_processor.patch_size
+        fitted = []
+        for image, (_, rows, columns) in zip(sample.images, sample.grid_I3.tolist(), strict=True):
+            image, size = image.convert("RGB"), (columns * patch, rows * patch)
+            fitted.append(
+                image if image.size == size else image.resize(size, self.image_processor.resample)
+            )
+        return fitted
 
     def encode(self, text: str) -> list[int]:
         """Token ids of plain text, no special tokens added."""

@@ -54,3 +54,7 @@ class Engine(Protocol):
     ) -> list[list[Completion]]:
         """``params.n`` completions of each sample; ``seeds`` holds one integer per sample."""
         ...
+
+    def sync(self) -> None:
+        """Sample from the policy's weights as they are now; called after each change of them."""
+        ...

@@ -38,6 +38,9 @@ class NativeEngine:
         finally:
             self.policy.model.train(training)
 
+    def sync(self) -> None:
+        """Nothing to do: it reads the policy's own weights."""
+
     def _batched(
         self,
         samples: Sequence[Sample],
