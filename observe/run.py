@@ -7,6 +7,7 @@ from pathlib import Path
 
 import torch
 
+from observe.allocator import keep_freed_memory
 from observe.checkpoint import latest_checkpoint, load_state, save_checkpoint
 from observe.config import RewardConfig, TrainConfig
 from observe.data.curriculum import Curriculum, ShuffledOrder, make_order
@@ -44,6 +45,7 @@ class Run:
 
 def prepare(config: TrainConfig, out: Path, *, model: Path | str, ladder: Path | None) -> Run:
     """Load policy, questions and curriculum, and restore the checkpoint a killed run left."""
+    keep_freed_memory()
     saved = latest_checkpoint(out / "checkpoint")
     policy = load_policy(saved or model)
     if config.model.gradient_checkpointing:
