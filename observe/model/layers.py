@@ -69,7 +69,7 @@ class Attention(qwen.Qwen2_5_VLAttention):
     sequence that it knows. Without either it is transformers' own.
     """
 
-    def forward(self, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Any:  # type: ignore[override]
+    def forward(self, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Any:
         """Hidden states (1, S, width) to the same shape."""
         layout, memory = kwargs.pop("layout", None), kwargs.pop("memory", None)
         if layout is None and memory is None:
