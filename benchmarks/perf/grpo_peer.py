@@ -48,7 +48,7 @@ def main(folder: Path) -> int:
         marks["generate"].append(time.perf_counter() - began)
         return out
 
-    type(model).generate = timed
+    type(model).generate = timed  # type: ignore[method-assign]
 
     class Marks(TrainerCallback):
         def on_train_begin(self, *args: Any, **kwargs: Any) -> None:

@@ -13,11 +13,11 @@ from observe.allocator import keep_freed_memory
 if sys.argv[1] == "keep":
     keep_freed_memory()
 faults = []
-for _ in range(5):
+for _ in range(20):
     before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
     torch.ones(10 * 2**20)
     faults.append(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
-print(min(faults[2:]))
+print(max(faults[-5:]))
 """
 
 
@@ -29,4 +29,4 @@ def test_large_blocks_are_not_mapped_anew():
         )
         return int(run.stdout)
 
-    assert faults("leave") > 1000 * max(1, faults("keep"))
+    assert faults("keep") < faults("leave") / 10
