@@ -11,6 +11,7 @@ from typing import get_args
 import torch
 from transformers.utils.logging import disable_progress_bar
 
+from observe.allocator import keep_freed_memory
 from observe.checkpoint import latest_checkpoint, load_state, save_checkpoint
 from observe.config import DataConfig, Prompt, RewardConfig, TrainConfig
 from observe.data.curriculum import Curriculum, ShuffledOrder, make_order
@@ -68,6 +69,7 @@ class Run:
 
 def prepare(config: TrainConfig, out: Path, *, model: Path | str, ladder: Path | None) -> Run:
     """Load policy, questions and curriculum, and restore the checkpoint a killed run left."""
+    keep_freed_memory()
     # A bar for every checkpoint would drown the lines that tell the progress.
     disable_progress_bar()
     saved = latest_checkpoint(out / "checkpoint")

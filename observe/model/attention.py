@@ -190,7 +190,7 @@ def _attend(
     # Causal, padding behind a segment is out of its sight.
     bias = None if causal else of.key_bias_B11W
     bias = bias if bias is None else bias.to(query.dtype)
-    if query.device.type == "cpu":
+    if _fused(query):
         out_BHWD, lse_BHW = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
             *padded, 0.0, causal, attn_mask=bias, scale=scale
         )
@@ -236,7 +236,7 @@ def _attend_backward(
     lse_BHW = rows.pad(lse.unsqueeze(-1)).squeeze(-1)
     bias = None if causal else of.key_bias_B11W
     bias = bias if bias is None else bias.to(query.dtype)
-    if query.device.type == "cpu":
+    if _fused(query):
         found = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward(
             *padded, lse_BHW, 0.0, causal, attn_mask=bias, scale=scale
         )
@@ -248,6 +248,11 @@ def _attend_backward(
 def _has_varlen(query: Tensor) -> bool:
     """Whether the device has a kernel for segments of unequal length."""
     return query.is_cuda and query.dtype in (torch.float16, torch.bfloat16)
+
+
+def _fused(query: Tensor) -> bool:
+    """Whether the device has a kernel for padded segments that also returns the log-sum-exp."""
+    return query.device.type == "cpu"
 
 
 def _scores(query: Tensor, key: Tensor, bias: Tensor | None, causal: bool, scale: float) -> Tensor:

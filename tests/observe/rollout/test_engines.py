@@ -137,6 +137,23 @@ def test_tokens_are_drawn_with_their_teacher_forced_probabilities(engine, untrai
     assert abs(counts[~common].sum() - rest) < 4.5 * rest.clamp(min=1).sqrt()
 
 
+@pytest.mark.parametrize(
+    "limits", [{}, {"temperature": 0.6}, {"temperature": 0.0}, {"temperature": 1.4, "top_k": 5}]
+)
+def test_log_probabilities_are_the_teacher_forced_ones(engine, untrained, limits):
+    samples = prompts(untrained)
+    params = SamplingParams(max_new_tokens=20, n=3, **limits)
+    groups = engine.generate(samples, params, range(5))
+    with torch.no_grad():
+        expected_NT, _, mask_NT = completion_logprobs(
+            untrained, samples, tokens(groups), temperature=params.temperature or 1.0
+        )
+    for row, completion in enumerate(completion for group in groups for completion in group):
+        found = torch.tensor(completion.logprobs, dtype=torch.double)
+        expected = expected_NT[row][mask_NT[row].bool()]
+        torch.testing.assert_close(found, expected, rtol=1e-6, atol=1e-6)
+
+
 @pytest.mark.parametrize("limits", [{"top_k": 1}, {"top_p": 1e-6}])
 def test_the_narrowest_sampling_is_greedy(engine, untrained, limits):
     samples = prompts(untrained)

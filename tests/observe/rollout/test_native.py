@@ -10,6 +10,7 @@ from observe.glyphs import questions
 from observe.model.logprobs import completion_logprobs
 from observe.model.policy import load_policy
 from observe.prompts import build_messages
+from observe.rollout import memory
 from observe.rollout.engine import SamplingParams
 from observe.rollout.native import NativeEngine, _choose
 
@@ -63,6 +64,23 @@ def test_the_size_of_its_batches_changes_nothing(trained, batch_size):
         )
         assert one.logprobs == pytest.approx(other.logprobs, rel=1e-9, abs=1e-11)
     assert len({len(c.token_ids) for group in expected for c in group}) > 5
+
+
+def test_log_probabilities_are_exact_while_rows_leave_and_buffers_grow(trained, monkeypatch):
+    """In double precision, over lengths at which groups lose some or all of their rows."""
+    monkeypatch.setattr(memory, "GROWTH", 8)
+    samples, params = prompts(trained), SamplingParams(max_new_tokens=100, n=6)
+    groups = NativeEngine(trained).generate(samples, params, range(12))
+    lengths = {len(c.token_ids) for group in groups for c in group}
+    assert len(lengths) > 10 and max(lengths) > 24
+    with torch.no_grad():
+        expected_NT, _, mask_NT = completion_logprobs(
+            trained, samples, [[c.token_ids for c in group] for group in groups]
+        )
+    for row, completion in enumerate(c for group in groups for c in group):
+        found = torch.tensor(completion.logprobs, dtype=torch.double)
+        expected = expected_NT[row][mask_NT[row].bool()]
+        torch.testing.assert_close(found, expected, rtol=1e-10, atol=1e-11)
 
 
 def test_what_it_samples_is_what_the_trainer_scores(trained):
