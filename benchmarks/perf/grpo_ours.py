@@ -52,6 +52,7 @@ def main(folder: Path) -> int:
         config=config,
         policy=policy,
         reference=None,
+        engine=NativeEngine(policy),
         optimizer=torch.optim.AdamW(policy.model.parameters(), lr=config.optim.lr),
         curriculum=ShuffledOrder([question.id for question in questions], seed=0),
         questions={question.id: question for question in questions},
