@@ -8,10 +8,16 @@ import json
 import re
 import signal
 import sys
+from fractions import Fraction
+from typing import Any
+
+from observe.scoring.values import read_number, tolerance
 
 MAX_LENGTH = 400
 MAX_NESTING = 12
 MAX_DIGITS = 40
+PRECISION = 30
+"""Digits to which numbers are evaluated."""
 MEMORY_BYTES = 2 * 1024**3
 """Address space of a worker; what needs more fails there and is reported as not judged."""
 
@@ -39,6 +45,56 @@ def too_complex(text: str) -> str | None:
     return None
 
 
+def judge(gold: str, answer: str) -> tuple[bool | None, str]:
+    """Whether two expressions are equal; None when the gold cannot be parsed.
+
+    Math-Verify compares numbers after rounding to six places, so that two tiny ones would be equal:
+    numbers are therefore compared here, to twelve significant digits, or as far as the writing of a
+    rounded decimal goes.
+    """
+    from math_verify import parse, verify
+
+    def parsed(text: str) -> list:
+        return parse(f"${text}$", fallback_mode="no_fallback", parsing_timeout=None)
+
+    gold_values = parsed(gold)
+    if not gold_values:
+        return None, "gold cannot be parsed"
+    answer_values = parsed(answer)
+    if not answer_values:
+        return False, "answer cannot be parsed"
+    numbers = _value(gold_values[0]), _value(answer_values[0])
+    if None not in numbers:
+        equal = _numbers_equal(*numbers, gold, answer)
+    else:
+        # The order matters: Math-Verify treats its two arguments differently.
+        equal = verify(gold_values, answer_values, timeout_seconds=None)
+    return equal, "equal" if equal else "different"
+
+
+def _value(parsed: object) -> Any:
+    """The numerical value of a parsed expression; None when it is no number."""
+    import sympy
+
+    if not isinstance(parsed, sympy.Expr) or parsed.free_symbols or not parsed.is_number:
+        return None
+    value = parsed.evalf(PRECISION)
+    return value if value.is_Number or value.is_complex else None
+
+
+def _numbers_equal(right: Any, said: Any, gold: str, answer: str) -> bool:
+    difference = abs(right - said)
+    written_gold, written_answer = read_number(gold), read_number(answer)
+    if written_gold is not None:
+        allowed = tolerance(written_gold)
+    elif written_answer is not None and (written_answer.decimals or 0) >= 3:
+        allowed = tolerance(written_answer)
+    else:
+        allowed = Fraction(0)
+    relative = abs(right) * 10.0**-12
+    return bool(difference <= max(float(allowed), relative))
+
+
 def main() -> None:
     """Answer requests `[gold, answer, timeout_s]`, a JSON line each, with `[equal, reason]`."""
     import logging
@@ -46,21 +102,7 @@ def main() -> None:
 
     resource.setrlimit(resource.RLIMIT_AS, (MEMORY_BYTES, MEMORY_BYTES))
     logging.disable(logging.CRITICAL)
-    from math_verify import parse, verify
-
-    def parsed(text: str) -> list:
-        return parse(f"${text}$", fallback_mode="no_fallback", parsing_timeout=None)
-
-    def judge(gold: str, answer: str) -> tuple[bool | None, str]:
-        gold_values = parsed(gold)
-        if not gold_values:
-            return None, "gold cannot be parsed"
-        answer_values = parsed(answer)
-        if not answer_values:
-            return False, "answer cannot be parsed"
-        # The order matters: Math-Verify treats its two arguments differently.
-        equal = verify(gold_values, answer_values, timeout_seconds=None)
-        return equal, "equal" if equal else "different"
+    import math_verify  # noqa: F401  (takes seconds; not held against the first request)
 
     # An orphan (its parent was killed) must not compute for ever: the default action of SIGALRM
     # ends the process even inside a C call.
