@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from functools import lru_cache
 from string import ascii_uppercase
 
+from observe.scoring.units import without_unit
 from observe.scoring.values import Number, clean, fold, numbers_equal, read_number, read_yes_no
 
 LETTER = (
@@ -105,8 +106,10 @@ def _lettered(letter: int, rest: str, options: tuple[str, ...], keys: Sequence[s
     written = key(clause)
     if written == keys[letter] or (len(keys[letter]) > 1 and written.startswith(keys[letter])):
         return {letter}
-    if written in keys:
-        return {letter, keys.index(written)}
+    bare = [key(without_unit(option)) for option in options]
+    for texts, text in ((keys, written), (bare, key(without_unit(clause)))):
+        if text in texts:
+            return {letter, texts.index(text)}
     others = mentioned(clause, options)
     return {letter} | others if letter not in others else {letter}
 

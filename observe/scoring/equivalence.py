@@ -218,7 +218,7 @@ def _equal_text(answer: str, gold: str) -> Outcome:
 def _is_list(text: str) -> bool:
     bracketed = re.fullmatch(r"\\?[\[({].*,.*\\?[\])}]", text)
     items = _items(text)
-    plain = len(items) > 1 and not has_words(re.sub(r"\band\b", ",", text))
+    plain = len(items) > 1 and not has_words(re.sub(r"\b(?:and|or)\b", ",", text))
     return bool(bracketed and len(items) > 1) or (
         plain and all(values.read_number(_ASSIGNED.sub("", item)) for item in items)
     )

@@ -22,8 +22,8 @@ from typing import NamedTuple
 from observe.scoring import prose
 from observe.scoring.verdict import AnswerType
 
-MAX_LENGTH = 100_000
-"""Of a longer response the end is read."""
+MAX_LENGTH = 20_000
+"""Characters: of a longer text outside the tags the end is read."""
 
 _ANSWER = re.compile(r"<answer>((?:(?!<answer>).)*?)</answer>", re.DOTALL)
 _WORKINGS = re.compile(r"<(observe|think)>.*?(?:</\1>|(?=<answer>)|\Z)", re.DOTALL)
@@ -39,6 +39,7 @@ _CHOICE_PHRASES = (
         rf"{_ABOUT}{_IS}(\S[^\n]*)",
         re.IGNORECASE,
     ),
+    re.compile(r"\b(?:option|choice|letter)\s+(?:is|would be)[ \t:]*(\(?[A-J]\)?)(?![\w'])"),
     re.compile(
         r"(?<![\w'])(\(?[A-J]\)?)[.:)]?\s+(?:is|would be)\s+(?:the\s+)?(?:correct|right|answer)\b"
     ),
@@ -63,7 +64,6 @@ def extract(
     question: str | None = None,
 ) -> Extraction | None:
     """The answer by the first rule that finds one; None when the response states none."""
-    response = response[-MAX_LENGTH:]
     tagged = _last(_ANSWER, response) if "<answer>" in response else None
     if tagged is not None:
         content = tagged[1].strip()
@@ -72,6 +72,7 @@ def extract(
     outside = response.strip()
     if "<" in outside:
         outside = _ANY_TAG.sub("\n", _WORKINGS.sub("\n", outside)).strip()
+    outside = outside[-MAX_LENGTH:]
     boxed = _boxed(outside)
     if boxed:
         return Extraction(boxed, "boxed")

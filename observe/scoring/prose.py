@@ -21,6 +21,7 @@ _SENTENCE_END = re.compile(r"(?<=[^\d\s.][.!?])\s+(?=\S)|(?<=\d\.)\s+(?=[A-Z])|\
 _CONCLUSION = re.compile(
     r"\b(?:so|thus|therefore|hence|finally|in conclusion|conclude)\b", re.IGNORECASE
 )
+_CONTRAST = re.compile(r"\b(?:compared (?:to|with)|than|instead of|unlike)\b", re.IGNORECASE)
 _LETTER_FIRST = re.compile(r"\W*\(?([A-J])(?:\s*[).:,]|\s+-\s|\s*\Z|\s*\n)")
 _JOINT = r"(?:\s*(?:,|;|/|\bor\b|\band\b|\bto\b)+\s*{0})*"
 
@@ -33,7 +34,7 @@ def _joined(value: str) -> str:
 _LETTERS = re.compile(_joined(LETTER))
 _MARKED = re.compile(_joined(MARKED))
 _YES_NO = re.compile(_joined(rf"\b(?:{YES_NO})\b"), re.IGNORECASE)
-_YES_NO_FIRST = re.compile(rf"\W*({YES_NO})\s*(?:[,.;:!\n]|\Z)", re.IGNORECASE)
+_YES_NO_FIRST = re.compile(rf"\W*({YES_NO})\s*(?:[,.;:!\n](?!\s*(?:{YES_NO})\b)|\Z)", re.IGNORECASE)
 _DIGITS = re.compile(_joined(NUMBER), re.IGNORECASE)
 _NUMBER_WORDS = re.compile(_joined(rf"\b(?:{NUMBER_WORD})\b"), re.IGNORECASE)
 _DIGIT = re.compile(r"\d")
@@ -79,7 +80,7 @@ def find_choice(
     if marked:
         return marked
     last_sentence = _SENTENCE_END.split(last_line)[-1]
-    if len(last_sentence.split()) <= 6:
+    if len(last_sentence.split()) <= 6 and not last_sentence.endswith("?"):
         letters = _last(_LETTERS, last_sentence)
         if letters:
             return letters
@@ -92,13 +93,9 @@ def find_choice(
 
 def _without_echo(text: str, count: int) -> str:
     """The text without a lettered list of all options, which says nothing."""
-    lines = [(match[1], match.span()) for match in _ECHO_LINE.finditer(text)]
-    every = "ABCDEFGHIJ"[:count]
-    if count < 2 or "".join(letter for letter, _ in lines[:count]) != every:
-        return text
-    for _, (start, end) in reversed(lines):
-        text = text[:start] + text[end:]
-    return text.strip()
+    letters = "".join(match[1] for match in _ECHO_LINE.finditer(text))
+    listed = count > 1 and letters.startswith("ABCDEFGHIJ"[:count])
+    return _ECHO_LINE.sub("", text).strip() if listed else text
 
 
 def _option_text(text: str, options: tuple[str, ...], question: str | None) -> str | None:
@@ -106,11 +103,14 @@ def _option_text(text: str, options: tuple[str, ...], question: str | None) -> s
         number = find_number(text, question)
         if number is not None:
             return number
+    given = choices.mentioned(values.clean(question), options) if question else set()
     named: list[tuple[bool, set[int]]] = []
     for sentence in map(values.clean, sentences_of(text)):
         concludes = _CONCLUSION.search(sentence) is not None
-        found = choices.mentioned(sentence, options, loosely=True)
-        found = found or choices.mentioned(sentence, options)
+        # In "B is larger, compared to A" only what stands before the contrast is stated.
+        found = _named(_CONTRAST.split(sentence, maxsplit=1)[0], options)
+        found = found or _named(sentence, options)
+        found = found - given if len(found) > 1 and found - given else found
         if found:
             named.append((concludes, found))
     if not named:
@@ -118,6 +118,11 @@ def _option_text(text: str, options: tuple[str, ...], question: str | None) -> s
     concluded = [found for concludes, found in named if concludes]
     chosen = concluded[-1] if concluded else named[-1][1]
     return " or ".join(options[i] for i in sorted(chosen))
+
+
+def _named(text: str, options: tuple[str, ...]) -> set[int]:
+    found = choices.mentioned(text, options, loosely=True)
+    return found or choices.mentioned(text, options)
 
 
 def find_number(text: str, question: str | None) -> str | None:

@@ -54,8 +54,8 @@ _SUPERSCRIPT = str.maketrans(
 _SUPERSCRIPTS = re.compile("[\u2070\u00b9\u00b2\u00b3\u2074-\u2079\u207b]+")
 _WRAPPERS = re.compile(r"\\(?:text|mathrm|mathbf|textbf|operatorname|mbox|boxed)\s*\{([^{}]*)\}")
 _LEAD_IN = re.compile(
-    r"(?:(?:so|thus|therefore|hence),?\s+)?"
-    r"(?:it is|it's|this is|(?:the )?(?:final |correct )?answer is|there are|there is)\s+",
+    r"(?:(?:(?:so|thus|therefore|hence),?\s+)?"
+    r"(?:it is|it's|this is|(?:the )?(?:final |correct )?answer is|there are|there is)\s+)+",
     re.IGNORECASE,
 )
 _YES_NO = re.compile(rf"\b(?:{YES_NO})\b")
@@ -80,10 +80,10 @@ def clean(text: str) -> str:
     text = _SUPERSCRIPTS.sub(lambda m: "^{" + m[0].translate(_SUPERSCRIPT) + "}", text)
     text = re.sub("(\\d)([\u00bc-\u00be\u2150-\u215e])", r"\1 \2", text)
     text = unicodedata.normalize("NFKC", text).translate(_SIGNS)
+    text = re.sub(r"(?<=\d)(?:\\,|\\!|\{,\})\s?(?=\d{3}(?!\d))", ",", text)
     if "\\" in text:
         text = re.sub(r"\^?\{?\s*\\(?:circ|degree)\b\s*\}?", "\u00b0", text)
         text = re.sub(r"\\(?:left|right|displaystyle)\b\s?(?:(?<=left)\.|(?<=right)\.)?", "", text)
-        text = re.sub(r"(?<=\d)(?:\\,|\\!|\{,\})\s?(?=\d{3}(?!\d))", ",", text)
         text = _WRAPPERS.sub(r"\1", text)
     text = re.sub(r"\\[()\[\],;!]|\*\*|`|\$(?!\d)|\\\s", " ", text).replace("\\$", "$")
     text = " ".join(text.split()).strip("\"'")
