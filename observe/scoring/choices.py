@@ -15,14 +15,22 @@ LETTER = (
 """An option letter where an answer is expected: the words "A" and "I" count only where they end
 something."""
 
-MARKED = r"(?:(?<!\w)\([A-J]\)|(?<![\w'])(?:[Oo]ption|[Cc]hoice)\s+(?:[A-J](?!\w)|\([A-J]\)))"
-"""An option letter that cannot be anything else, in the middle of prose too."""
+MARKED = (
+    r"(?:(?<!\w)\([A-J]\)|(?<![\w'])(?:[Oo]ption|[Cc]hoice)\s+(?:[A-J](?!\w)|\([A-J]\)))"
+    r"(?!\s+is(?:n't|\s+(?:not|incorrect|wrong|false))\b)"
+)
+"""An option letter that cannot be anything else, in the middle of prose too, and is not denied."""
 
 LETTERED = re.compile(r"\(?([A-J])(?:\s?[).:]|\s+-)\s+(?!or\b|and\b|,)(\S.*)", re.DOTALL)
 """An option written with its letter: "B. blue", "(B) blue" or "B - blue"."""
 
 _LETTER = re.compile(LETTER)
+_ONLY_LETTERS = re.compile(
+    r"\(?[A-Ja-j]\)(?:[,;/\s]*(?:or|and)?\s*\(?[A-Ja-j]\)?)*"
+    r"|[A-Ja-j](?:\s*(?:[,;/]|\bor\b|\band\b)+\s*\(?[A-Ja-j]\)?)+"
+)
 _CLAUSE_END = re.compile(r"[;\n]|,\s|\.\s|\s(?:because|since|as|so|which)\s", re.IGNORECASE)
+_PLURAL = re.compile(r"(?<=\w\w[^\Ws])s$")
 _FUNCTION_WORDS = frozenset(
     re.findall(
         r"\w+",
@@ -97,7 +105,12 @@ def read_choices(text: str, options: Sequence[str] | None) -> set[int]:
     number = read_number(text)
     values = [read_number(clean(option)) for option in options] if number else []
     equal = {i for i, v in enumerate(values) if v and number and numbers_equal(number, v)}
-    return equal or mentioned(text, options, loosely=True)
+    if equal:
+        return equal
+    if yes_no_options(options):
+        said = read_yes_no(text)
+        return {i for i, option in enumerate(options) if read_yes_no(clean(option)) is said}
+    return mentioned(text, options, loosely=True)
 
 
 def _lettered(letter: int, rest: str, options: tuple[str, ...], keys: Sequence[str]) -> set[int]:
@@ -121,12 +134,15 @@ def _folded(options: tuple[str, ...]) -> list[str]:
 
 @lru_cache(maxsize=4096)
 def _content(text: str) -> tuple[str, ...]:
-    return tuple(w for w in re.findall(r"\w+", fold(text)) if w not in _FUNCTION_WORDS)
+    words = re.findall(r"\w+", fold(text))
+    content = tuple(_PLURAL.sub("", word) for word in words if word not in _FUNCTION_WORDS)
+    # A lone letter or number is too little to go by.
+    return content if len("".join(content)) > 2 else ()
 
 
 def _within(wanted: tuple[str, ...], words: tuple[str, ...]) -> bool:
     count = len(wanted)
-    return count > 1 and any(words[i : i + count] == wanted for i in range(len(words) - count + 1))
+    return count > 0 and any(words[i : i + count] == wanted for i in range(len(words) - count + 1))
 
 
 def _proper(part: tuple[str, ...], whole: tuple[str, ...]) -> bool:
@@ -134,8 +150,8 @@ def _proper(part: tuple[str, ...], whole: tuple[str, ...]) -> bool:
 
 
 def _letters(text: str, count: int) -> set[str]:
-    if len(text) == 1 or re.fullmatch(r"\(?[a-z]\)", text):
-        named = set(text.strip("()").upper())
+    if len(text) == 1 or _ONLY_LETTERS.fullmatch(text):
+        named = {letter.upper() for letter in re.findall(r"\b[A-Za-z]\b", text)}
     else:
         named = {m.rstrip(")")[-1] for m in _LETTER.findall(text)}
     return named & set(ascii_uppercase[:count])

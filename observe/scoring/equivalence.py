@@ -160,7 +160,8 @@ def _equal_number(answer: str, gold: str, *, exact: bool) -> Claim:
     if "=" in answer and not hedged:
         return _equal_number(_right_side(answer), gold, exact=exact)
     numbers = values.find_numbers(answer)
-    if hedged or has_words(answer) or re.search("[,;]", answer) or not numbers:
+    readable = numbers or re.search(r"[^\W\d_]|[\\\u221a]", answer)
+    if hedged or has_words(answer) or re.search("[,;]", answer) or not readable:
         if len({number.value for number in numbers}) > 1 or (hedged and numbers):
             return Outcome(False, "several values")
         if not numbers or re.search(r"\bnot\b|n't\b", answer):

@@ -20,6 +20,8 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from observe.scoring import prose
+from observe.scoring.choices import read_choices
+from observe.scoring.values import clean
 from observe.scoring.verdict import AnswerType
 
 MAX_LENGTH = 20_000
@@ -32,7 +34,9 @@ _IS = (
     r"(?:\s+(?:is|would be|should be)(?!n't)|\s*[:=\u662f\u4e3a])[ \t]*:?[ \t]*(?:\n\s*)?(?!not\b)"
 )
 _ABOUT = r"(?:\s(?:to|for|of)\s[^.\n]{1,100}?)?"
-_PHRASE = re.compile(rf"(?:\banswer|\u7b54\u6848){_ABOUT}{_IS}(\S[^\n]*)", re.IGNORECASE)
+_PHRASE = re.compile(
+    rf"(?:\b(?:answer|final\s(?:value|result))|\u7b54\u6848){_ABOUT}{_IS}(\S[^\n]*)", re.IGNORECASE
+)
 _CHOICE_PHRASES = (
     re.compile(
         r"\b(?:(?:correct|right|best)\s(?:option|choice|letter)(?:\sletter)?|solution)"
@@ -46,6 +50,7 @@ _CHOICE_PHRASES = (
     re.compile(r"(?:\u9009\u9879|\u9009)\s*[\u662f\u4e3a:]?\s*(\(?[A-J]\)?)(?![A-Za-z'])"),
 )
 _PHRASE_END = re.compile(r"\s+(?:because|since)\b|\.\s+(?=[A-Z])|\u3002")
+_LETTER_ALONE = re.compile(r"\W*[A-J]\W*")
 _BOLD = re.compile(r"(?<![\w)])\*\*|\*\*(?![\w(])")
 _WIDE = str.maketrans("\uff08\uff09\uff1a\uff0c", "():,")
 
@@ -67,7 +72,7 @@ def extract(
     tagged = _last(_ANSWER, response) if "<answer>" in response else None
     if tagged is not None:
         content = tagged[1].strip()
-        inner = _boxed(content) or _phrase(_plain(content), kind) or content
+        inner = _boxed(content) or _phrase(_plain(content), kind, options) or content
         return Extraction(inner, "tag") if inner else None
     outside = response.strip()
     if "<" in outside:
@@ -77,7 +82,7 @@ def extract(
     if boxed:
         return Extraction(boxed, "boxed")
     outside = prose.own_words(_plain(outside))
-    phrase = _phrase(outside, kind)
+    phrase = _phrase(outside, kind, options)
     if phrase:
         return Extraction(phrase, "phrase")
     bare = _bare(outside, kind, options, question)
@@ -94,7 +99,11 @@ def extract_untagged(
     text = _ANY_TAG.sub("\n", response[-MAX_LENGTH:]).strip()
     for line in reversed(text.split("\n")):
         plain = _plain(line).strip()
-        found = _boxed(line) or _phrase(plain, kind) or _bare_last(plain, kind, options, question)
+        found = (
+            _boxed(line)
+            or _phrase(plain, kind, options)
+            or _bare_last(plain, kind, options, question)
+        )
         if found:
             return Extraction(found, "untagged")
     return None
@@ -124,13 +133,16 @@ def _boxed(text: str) -> str | None:
     return None
 
 
-def _phrase(text: str, kind: AnswerType) -> str | None:
+def _phrase(text: str, kind: AnswerType, options: Sequence[str] | None) -> str | None:
     patterns = (_PHRASE, *_CHOICE_PHRASES) if kind == "choice" else (_PHRASE,)
     found = [match for match in (_last(pattern, text) for pattern in patterns) if match]
-    if not found:
-        return None
-    last = max(found, key=lambda match: match.start(1))
-    return _PHRASE_END.split(last[1], maxsplit=1)[0].strip() or None
+    found.sort(key=lambda match: match.start(1), reverse=True)
+    stated = [_PHRASE_END.split(match[1], maxsplit=1)[0].strip() for match in found]
+    if kind == "choice" and options:
+        # The last that names an option; a letter beyond the options is none of them.
+        named = [phrase for phrase in stated if read_choices(clean(phrase), options)]
+        stated = named or [phrase for phrase in stated if not _LETTER_ALONE.fullmatch(phrase)]
+    return stated[0] or None if stated else None
 
 
 def _bare_last(

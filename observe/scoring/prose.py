@@ -21,6 +21,13 @@ _SENTENCE_END = re.compile(r"(?<=[^\d\s.][.!?])\s+(?=\S)|(?<=\d\.)\s+(?=[A-Z])|\
 _CONCLUSION = re.compile(
     r"\b(?:so|thus|therefore|hence|finally|in conclusion|conclude)\b", re.IGNORECASE
 )
+_TABLE_LINE = re.compile(r"^\s*\d+[.)]\s[^:=\n]{1,40}[:(]\s*[\d./]+\)?%?\s*$", re.MULTILINE)
+_APPENDED = re.compile(r",\s+(?:with|which|where)\b[^=]*\Z", re.IGNORECASE)
+_UNDECIDED = re.compile(
+    r"\b(?:(?:not|im)\s?possible to|can(?:not|'t| not)(?: be)?)\s+"
+    r"(?:tell|say|know|predict|determine)",
+    re.IGNORECASE,
+)
 _CONTRAST = re.compile(r"\b(?:compared (?:to|with)|than|instead of|unlike)\b", re.IGNORECASE)
 _LETTER_FIRST = re.compile(r"\W*\(?([A-J])(?:\s*[).:,]|\s+-\s|\s*\Z|\s*\n)")
 _JOINT = r"(?:\s*(?:,|;|/|\bor\b|\band\b|\bto\b)+\s*{0})*"
@@ -103,6 +110,10 @@ def _option_text(text: str, options: tuple[str, ...], question: str | None) -> s
         number = find_number(text, question)
         if number is not None:
             return number
+    if _UNDECIDED.search(text):
+        # Only an option that says the same is then an answer.
+        same = [option for option in options if _UNDECIDED.search(option)]
+        return same[0] if len(same) == 1 else None
     given = choices.mentioned(values.clean(question), options) if question else set()
     named: list[tuple[bool, set[int]]] = []
     for sentence in map(values.clean, sentences_of(text)):
@@ -131,6 +142,7 @@ def find_number(text: str, question: str | None) -> str | None:
     A number that the question gives counts only when there is no other; "of the five" says of how
     many something is a part.
     """
+    text = _without_table(text)
     last_line = text.rsplit("\n", 1)[-1].strip()
     if "=" not in last_line and not _WORDY.search(last_line):
         # A line without words is an answer as a whole: "3 \\times 4" is not 4.
@@ -140,13 +152,21 @@ def find_number(text: str, question: str | None) -> str | None:
     for sentence in reversed(sentences_of(text)):
         if "__" in sentence:
             continue
-        for pattern in (_DIGITS, _NUMBER_WORDS):
-            found = _all(pattern, sentence, unless=_WHOLE)
-            new = [number for number in found if not given.issuperset(_values(number))]
-            if new:
-                return new[-1]
-            old = old or (found[-1] if found else None)
+        # What "with" or "which" appends explains the number that stands before it.
+        main = _APPENDED.split(sentence, maxsplit=1)[0]
+        for part in (main, sentence) if main != sentence else (sentence,):
+            for pattern in (_DIGITS, _NUMBER_WORDS):
+                found = _all(pattern, part, unless=_WHOLE)
+                new = [number for number in found if not given.issuperset(_values(number))]
+                if new:
+                    return new[-1]
+                old = old or (found[-1] if found else None)
     return old
+
+
+def _without_table(text: str) -> str:
+    """The text without a numbered list of values, which states none of them."""
+    return _TABLE_LINE.sub("", text).strip() if len(_TABLE_LINE.findall(text)) > 2 else text
 
 
 def _values(text: str) -> list[Fraction]:

@@ -15,7 +15,9 @@ _QUESTION = re.compile(
 )
 _FORMULA = re.compile(r"[<>=]")
 _UNDECIDED = re.compile(
-    r"\b(?:whether|if|suppose|assum\w+|cannot be|unclear|impossible)\b|\?\Z", re.IGNORECASE
+    r"\b(?:whether|if|suppose|assum\w+|cannot be|unclear|impossible|typically|usually|generally)\b"
+    r"|\?\Z",
+    re.IGNORECASE,
 )
 _AUXILIARY = frozenset(
     re.findall(

@@ -16,6 +16,7 @@ from observe.scoring.values import read_number, tolerance
 MAX_LENGTH = 400
 MAX_NESTING = 12
 MAX_DIGITS = 40
+MAX_EXPONENT = 5000
 PRECISION = 30
 """Digits to which numbers are evaluated."""
 MEMORY_BYTES = 2 * 1024**3
@@ -38,7 +39,9 @@ def too_complex(text: str) -> str | None:
         return "is nested too deeply"
     if re.search(rf"\d{{{MAX_DIGITS},}}", text):
         return "has too many digits"
-    if _TOWER.search(text) or any(int(exponent) > 1000 for exponent in _EXPONENT.findall(text)):
+    if _TOWER.search(text) or any(
+        int(exponent) > MAX_EXPONENT for exponent in _EXPONENT.findall(text)
+    ):
         return "has too large a power"
     if _FACTORIAL.search(text):
         return "has too large a factorial"
@@ -49,7 +52,7 @@ def judge(gold: str, answer: str) -> tuple[bool | None, str]:
     """Whether two expressions are equal; None when the gold cannot be parsed.
 
     Math-Verify compares numbers after rounding to six places, so that two tiny ones would be equal:
-    numbers are therefore compared here, to twelve significant digits, or as far as the writing of a
+    numbers are therefore compared here, exactly or to many digits, or as far as the writing of a
     rounded decimal goes.
     """
     from math_verify import parse, verify
@@ -63,27 +66,26 @@ def judge(gold: str, answer: str) -> tuple[bool | None, str]:
     answer_values = parsed(answer)
     if not answer_values:
         return False, "answer cannot be parsed"
-    numbers = _value(gold_values[0]), _value(answer_values[0])
-    if None not in numbers:
-        equal = _numbers_equal(*numbers, gold, answer)
+    if _is_number(gold_values[0]) and _is_number(answer_values[0]):
+        equal = _numbers_equal(gold_values[0], answer_values[0], gold, answer)
     else:
         # The order matters: Math-Verify treats its two arguments differently.
         equal = verify(gold_values, answer_values, timeout_seconds=None)
     return equal, "equal" if equal else "different"
 
 
-def _value(parsed: object) -> Any:
-    """The numerical value of a parsed expression; None when it is no number."""
+def _is_number(parsed: Any) -> bool:
     import sympy
 
-    if not isinstance(parsed, sympy.Expr) or parsed.free_symbols or not parsed.is_number:
-        return None
-    value = parsed.evalf(PRECISION)
-    return value if value.is_Number or value.is_complex else None
+    return isinstance(parsed, sympy.Expr) and not parsed.free_symbols and bool(parsed.is_number)
 
 
 def _numbers_equal(right: Any, said: Any, gold: str, answer: str) -> bool:
-    difference = abs(right - said)
+    import sympy
+
+    right, said = right.doit(), said.doit()
+    if right == said:
+        return True
     written_gold, written_answer = read_number(gold), read_number(answer)
     if written_gold is not None:
         allowed = tolerance(written_gold)
@@ -91,8 +93,12 @@ def _numbers_equal(right: Any, said: Any, gold: str, answer: str) -> bool:
         allowed = tolerance(written_answer)
     else:
         allowed = Fraction(0)
-    relative = abs(right) * 10.0**-12
-    return bool(difference <= max(float(allowed), relative))
+    if not allowed and right.is_Rational and said.is_Rational:
+        return False
+    difference = abs((right - said).evalf(PRECISION))
+    digits = 12 if right.has(sympy.Float) or said.has(sympy.Float) else PRECISION - 5
+    nearly = abs(right.evalf(PRECISION)) * sympy.Float(10, PRECISION) ** -digits
+    return bool(difference <= max(sympy.Rational(allowed.numerator, allowed.denominator), nearly))
 
 
 def main() -> None:

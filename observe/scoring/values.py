@@ -22,9 +22,11 @@ NUMBER = (
     r"|\d+\s+\d+\s*/\s*\d+"
     rf"|{_DECIMAL}\s*/\s*{_DECIMAL}"
     rf"|{_DECIMAL}{_POWER_OF_TEN}?"
-    r")(?:\s*(?:\\?%|percent\b))?"
+    r")(?!\d|\s*(?:\\sqrt|\\pi|\u221a|\u03c0))(?:\s*(?:\\?%|percent\b))?"
 )
-"""A number as it is written: 1,234 -0.5 3/4 1 1/2 \\frac{3}{4} 50% 1.2e3."""
+"""A number as it is written: 1,234 -0.5 3/4 1 1/2 \\frac{3}{4} 50% 1.2e3.
+
+The factor of a root or of pi is none."""
 
 _WORDS = re.findall(
     r"\w+",
@@ -82,7 +84,7 @@ def clean(text: str) -> str:
     text = unicodedata.normalize("NFKC", text).translate(_SIGNS)
     text = re.sub(r"(?<=\d)(?:\\,|\\!|\{,\})\s?(?=\d{3}(?!\d))", ",", text)
     if "\\" in text:
-        text = re.sub(r"\^?\{?\s*\\(?:circ|degree)\b\s*\}?", "\u00b0", text)
+        text = re.sub(r"[\^*]?\{?\s*\\(?:circ|degree)\b\s*\}?", "\u00b0", text)
         text = re.sub(r"\\(?:left|right|displaystyle)\b\s?(?:(?<=left)\.|(?<=right)\.)?", "", text)
         text = _WRAPPERS.sub(r"\1", text)
     text = re.sub(r"\\[()\[\],;!]|\*\*|`|\$(?!\d)|\\\s", " ", text).replace("\\$", "$")

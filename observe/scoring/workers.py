@@ -165,6 +165,12 @@ _decided: OrderedDict[tuple[str, str], Result] = OrderedDict()
 _cache_lock = threading.Lock()
 
 
+def forget() -> None:
+    """Forget what was decided; for measurements."""
+    with _cache_lock:
+        _decided.clear()
+
+
 def symbolic_equal(
     pairs: Sequence[tuple[str, str]], *, workers: int, timeout_s: float
 ) -> list[Result]:

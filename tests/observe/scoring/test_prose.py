@@ -21,6 +21,8 @@ YES_NO = ("Yes", "No")
         ("\u7b54\u6848\u662f7\u3002", "7"),
         ("I count 3 and 4.\nSo there are 7", "7"),
         ("There are 7 birds in total. Two of them fly.", "Two"),
+        ("The gap is 7 years, with the boy being 13 and the man 20.", "7"),
+        ("The final value is 7. It was so in 2008 and 2011.", "7"),
     ],
 )
 def test_numbers_are_found_over_lines_and_mark_up(response, answer):
@@ -37,6 +39,7 @@ def test_numbers_are_found_over_lines_and_mark_up(response, answer):
         ("How many of them are old?", "Of the 7 people, only the actor is old.", False),
         ("How far is it?", "It is about 7 to 9 miles.", False),
         ("How many are left?", "Is it 7?", False),
+        ("How many are left?", "1. Foxes: 5\n2. Owls: 6\n3. Snakes: 7", False),
         ("How many are left?", "The answer is not 7.", False),
         ("What is the mode?", "The missing one is 7.\n\n1, 2, __, 9", True),
     ],
@@ -67,6 +70,12 @@ def test_what_the_question_gives_is_no_news(question, response, correct):
         ("The correct answer is A or B or C", False),
         ("Points A and B of the figure lie on the line through the owl's fox.", False),
         ("Is it B?", False),
+        ("Owls would be most affected.", True),
+        ("Option A is right about that. Option B is incorrect, though.", False),
+        ("A, b, c", False),
+        ("The owl may be affected, but it is not possible to tell.", False),
+        ("B is the right option for the question: which one flies?", True),
+        ("F. The owl, for the letter is F", True),
         ("It is not B", False),
         ("the correct answer is not B", False),
     ],
@@ -136,6 +145,7 @@ def test_a_whole_sentence_answers_a_question_of_yes_or_no():
         score("Navy is not the lowest colour.", "No", **(asked | {"question": None})).correct
         is False
     )
+    assert score("The statement is false.", "No", **asked).correct is True
     assert score("A: No, it is Red.", "No", **asked).correct is True
     assert score("(A) No", "No", **asked).correct is False
     assert score("B. No, it is not.", "No", **asked).correct is True
