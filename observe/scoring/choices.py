@@ -25,6 +25,8 @@ LETTERED = re.compile(r"\(?([A-J])(?:\s?[).:]|\s+-)\s+(?!or\b|and\b|,)(\S.*)", r
 """An option written with its letter: "B. blue", "(B) blue" or "B - blue"."""
 
 _LETTER = re.compile(LETTER)
+_ROOT = re.compile(r"(?:\\sqrt|\u221a)\s*\{\s*(\w+)\s*\}")
+_ALONE = re.compile(r"\(([A-J])\)")
 _ONLY_LETTERS = re.compile(
     r"\(?[A-Ja-j]\)(?:[,;/\s]*(?:or|and)?\s*\(?[A-Ja-j]\)?)*"
     r"|[A-Ja-j](?:\s*(?:[,;/]|\bor\b|\band\b)+\s*\(?[A-Ja-j]\)?)+"
@@ -63,7 +65,7 @@ def yes_no_options(options: tuple[str, ...]) -> bool:
 @lru_cache(maxsize=4096)
 def mention_pattern(options: tuple[str, ...]) -> re.Pattern[str]:
     """A pattern for any option's text as whole words, longest first, whatever its case."""
-    texts = sorted({fold(option) for option in options} - {""}, key=len, reverse=True)
+    texts = sorted(set(_folded(options)) - {""}, key=len, reverse=True)
     alternatives = "|".join(map(re.escape, texts))
     return re.compile(
         rf"(?<![\w.])(?i:{alternatives})(?![.,:/]?\w)(?!\s*\\sqrt|\s*\u221a)" if texts else "(?!)"
@@ -81,7 +83,8 @@ def mentioned(text: str, options: tuple[str, ...], *, loosely: bool = False) -> 
         found = {i for i, option in enumerate(wanted) if _within(option, words)}
         return {i for i in found if not any(_proper(wanted[i], wanted[j]) for j in found)}
     folded = _folded(options)
-    return {folded.index(match.casefold()) for match in mention_pattern(options).findall(text)}
+    matches = mention_pattern(options).findall(_bare_roots(text))
+    return {folded.index(match.casefold()) for match in matches}
 
 
 def read_choices(text: str, options: Sequence[str] | None) -> set[int]:
@@ -92,9 +95,13 @@ def read_choices(text: str, options: Sequence[str] | None) -> set[int]:
     if len(text) == 1 and text.isascii() and text.isalpha():
         index = ascii_uppercase.index(text.upper())
         return {index} if index < len(options) else set()
-    keys = [key(option) for option in options]
-    if len(text) > 1 and key(text) in keys:
+    keys = _keys(options)
+    if key(text) in keys:
         return {keys.index(key(text))}
+    alone = _ALONE.fullmatch(text)
+    if alone:
+        index = ascii_uppercase.index(alone[1])
+        return {index} if index < len(options) else set()
     lettered = LETTERED.match(text)
     if lettered and ascii_uppercase.index(lettered[1]) < len(options):
         return _lettered(ascii_uppercase.index(lettered[1]), lettered[2], options, keys)
@@ -128,8 +135,18 @@ def _lettered(letter: int, rest: str, options: tuple[str, ...], keys: Sequence[s
 
 
 @lru_cache(maxsize=4096)
+def _keys(options: tuple[str, ...]) -> list[str]:
+    return [key(option) for option in options]
+
+
+@lru_cache(maxsize=4096)
 def _folded(options: tuple[str, ...]) -> list[str]:
-    return [fold(option) for option in options]
+    return [_bare_roots(fold(option)) for option in options]
+
+
+def _bare_roots(text: str) -> str:
+    """Roots of one number or letter without braces, as prose has them."""
+    return _ROOT.sub("\u221a\\1", text) if "{" in text else text
 
 
 @lru_cache(maxsize=4096)

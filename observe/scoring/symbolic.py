@@ -9,6 +9,7 @@ import re
 import signal
 import sys
 from fractions import Fraction
+from functools import lru_cache
 from typing import Any
 
 from observe.scoring.values import read_number, tolerance
@@ -55,15 +56,12 @@ def judge(gold: str, answer: str) -> tuple[bool | None, str]:
     numbers are therefore compared here, exactly or to many digits, or as far as the writing of a
     rounded decimal goes.
     """
-    from math_verify import parse, verify
+    from math_verify import verify
 
-    def parsed(text: str) -> list:
-        return parse(f"${text}$", fallback_mode="no_fallback", parsing_timeout=None)
-
-    gold_values = parsed(gold)
+    gold_values = _parse(gold)
     if not gold_values:
         return None, "gold cannot be parsed"
-    answer_values = parsed(answer)
+    answer_values = _parse(answer)
     if not answer_values:
         return False, "answer cannot be parsed"
     if _is_number(gold_values[0]) and _is_number(answer_values[0]):
@@ -72,6 +70,13 @@ def judge(gold: str, answer: str) -> tuple[bool | None, str]:
         # The order matters: Math-Verify treats its two arguments differently.
         equal = verify(gold_values, answer_values, timeout_seconds=None)
     return equal, "equal" if equal else "different"
+
+
+@lru_cache(maxsize=256)
+def _parse(text: str) -> list[Any]:
+    from math_verify import parse
+
+    return parse(f"${text}$", fallback_mode="no_fallback", parsing_timeout=None)
 
 
 def _is_number(parsed: Any) -> bool:

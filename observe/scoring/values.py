@@ -62,6 +62,12 @@ _LEAD_IN = re.compile(
 )
 _YES_NO = re.compile(rf"\b(?:{YES_NO})\b")
 _YES_NO_LEADING = re.compile(rf"(?:{YES_NO})\b[,.:;]?\s+(?!or\b)\w+\s+\w+\s+\w+")
+_MATHS = re.compile(r"(?<!\\)\$([^$]*[^$\\])\$")
+_MARK_UP = re.compile(r"\\[()\[\],;!]|\*\*|`|\$(?!\d)|\\\s")
+_SPACED = re.compile(r"(?<=\d)(?:\\,|\\!|\{,\})\s?(?=\d{3}(?!\d))")
+_DEGREES = re.compile(r"[\^*]?\{?\s*\\(?:circ|degree)\b\s*\}?")
+_SIZED = re.compile(r"\\(?:left|right|displaystyle)\b\s?(?:(?<=left)\.|(?<=right)\.)?")
+_VULGAR = re.compile("(\\d)([\u00bc-\u00be\u2150-\u215e])")
 _SIGNS = {0x2044: "/", 0x2212: "-", 0x2013: "-", 0x2010: "-", 0x2011: "-", 0x200B: None}
 
 
@@ -79,17 +85,20 @@ def clean(text: str) -> str:
     """One line without mark-up: Unicode forms unified, TeX wrappers, quotes and final stop gone."""
     if text.isalnum() and text.isascii():
         return text
-    text = _SUPERSCRIPTS.sub(lambda m: "^{" + m[0].translate(_SUPERSCRIPT) + "}", text)
-    text = re.sub("(\\d)([\u00bc-\u00be\u2150-\u215e])", r"\1 \2", text)
-    text = unicodedata.normalize("NFKC", text).translate(_SIGNS)
-    text = re.sub(r"(?<=\d)(?:\\,|\\!|\{,\})\s?(?=\d{3}(?!\d))", ",", text)
+    if not text.isascii():
+        text = _SUPERSCRIPTS.sub(lambda m: "^{" + m[0].translate(_SUPERSCRIPT) + "}", text)
+        text = _VULGAR.sub(r"\1 \2", text)
+        text = unicodedata.normalize("NFKC", text).translate(_SIGNS)
+    text = _SPACED.sub(",", text)
     if "\\" in text:
-        text = re.sub(r"[\^*]?\{?\s*\\(?:circ|degree)\b\s*\}?", "\u00b0", text)
-        text = re.sub(r"\\(?:left|right|displaystyle)\b\s?(?:(?<=left)\.|(?<=right)\.)?", "", text)
+        text = _DEGREES.sub("\u00b0", text)
+        text = _SIZED.sub("", text)
         text = _WRAPPERS.sub(r"\1", text)
-    text = re.sub(r"\\[()\[\],;!]|\*\*|`|\$(?!\d)|\\\s", " ", text).replace("\\$", "$")
+    text = _MATHS.sub(r" \1 ", text) if text.count("$") > 1 else text
+    text = _MARK_UP.sub(" ", text).replace("\\$", "$")
     text = " ".join(text.split()).strip("\"'")
-    text = _LEAD_IN.sub("", text, count=1) if _LEAD_IN.match(text) else text
+    lead_in = _LEAD_IN.match(text)
+    text = text[lead_in.end() :] if lead_in else text
     return text.rstrip(".").strip()
 
 
