@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 from observe.scoring import values
 from observe.scoring.choices import read_choices
+from observe.scoring.estimate import estimate
 from observe.scoring.symbolic import too_complex
 from observe.scoring.units import without_unit
 from observe.scoring.verdict import AnswerType
@@ -205,6 +206,12 @@ def _algebra(gold: str, answer: str) -> Outcome | Pair:
         trouble = too_complex(text)
         if trouble:
             return Outcome(None, f"{name} {trouble}")
+    right, said = estimate(gold), estimate(answer)
+    if right is not None and said is not None:
+        written = values.read_number(gold) or values.read_number(answer)
+        allowed = float(values.tolerance(written)) if written else 0.0
+        if abs(right - said) > 2 * allowed + 1e-6 * max(abs(right), abs(said)):
+            return Outcome(False, "different")
     return Pair(gold, answer)
 
 

@@ -1,5 +1,6 @@
 """When an answer is the gold: by table, and as properties."""
 
+import math
 from fractions import Fraction
 
 import pytest
@@ -8,6 +9,7 @@ from hypothesis import strategies as st
 
 from observe.scoring import score
 from observe.scoring.equivalence import infer_type
+from observe.scoring.estimate import estimate
 from observe.scoring.units import read_unit, without_unit
 from observe.scoring.values import read_number
 
@@ -139,6 +141,29 @@ def test_lists_sets_tuples_and_intervals(answer, gold, correct):
 )
 def test_expressions(answer, gold, correct):
     assert judged(answer, gold, "expression" if ">" in answer else None) is correct
+
+
+@pytest.mark.parametrize(
+    ("expression", "value"),
+    [
+        ("2\\sqrt{3}-2", 2 * 3**0.5 - 2),
+        ("\\frac{5 \\sqrt{3}}{6}", 5 * 3**0.5 / 6),
+        ("-2^2 + 3 \\cdot (1 - 4)", -13),
+        ("2/3\\pi", 2 / 3 * math.pi),
+        ("2^{-3}", 0.125),
+        ("\\frac12", None),
+        ("x + 1", None),
+        ("(1", None),
+        ("1/0", None),
+        ("10^9^9", None),
+        ("\\sqrt{-1}", None),
+        ("(-8)^{0.5}", None),
+        ("", None),
+    ],
+)
+def test_simple_numbers_are_estimated_and_nothing_else(expression, value):
+    found = estimate(expression)
+    assert found is None if value is None else found == pytest.approx(value)
 
 
 @pytest.mark.parametrize(
