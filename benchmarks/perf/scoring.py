@@ -216,6 +216,7 @@ def main(arguments: list[str] | None = None) -> int:
     )
     parser.add_argument("--data", type=Path, default=None, help="Folder of judged outputs.")
     parser.add_argument("--size", type=int, default=1000, help="Responses of the embedded world.")
+    parser.add_argument("--rows", type=int, default=None, help="Draw so many of them; else all.")
     parser.add_argument("--workers", type=int, default=2, help="Processes of either scorer.")
     parser.add_argument("--repeats", type=int, default=3, help="Times that each mix is judged.")
     parser.add_argument("--json", action="store_true", help="Print one JSON object instead.")
@@ -225,6 +226,8 @@ def main(arguments: list[str] | None = None) -> int:
         mixes = {"world": world(options.size)}
         if options.data is not None:
             rows = scorer_audit.load(options.data)
+            if options.rows is not None:
+                rows = random.Random(0).sample(rows, min(options.rows, len(rows)))
             mixes["real mix"] = [scorer_audit.request(row) for row in rows]
             mixes["real, free form"] = [r for r in mixes["real mix"] if r.options is None]
         found = compare(mixes, processes=options.workers, repeats=options.repeats)
