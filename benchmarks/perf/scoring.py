@@ -147,7 +147,7 @@ def _verify(pair: tuple[str, str]) -> bool:
 
 
 def _algebra(seed: int) -> ScoreRequest:
-    return ScoreRequest(response=f"\\boxed{{\\sqrt{{{seed + 2}}}}}", gold="\\sqrt{3} + 1")
+    return ScoreRequest(response=f"\\boxed{{x + {seed + 2}}}", gold="x + 1")
 
 
 def compare(
