@@ -5,9 +5,10 @@ In order of trust:
 1. `tag`: the last complete `<answer>...</answer>`, over several lines too. An empty one is no
    answer. Inside it, rules 2 and 3 may narrow it down.
 2. `boxed`: the last `\boxed{...}` with balanced braces.
-3. `phrase`: what follows the last "the answer is" or "answer:".
-4. `bare`: the last value of the expected kind (option letter or option text, number, yes or no),
-   else the last line.
+3. `phrase`: what follows the last "the answer is", "answer:" or, with options, "the correct option
+   is"; also "B is the right answer". On the same line or the next one.
+4. `bare`: what running text states (`observe.scoring.prose`): a leading or closing option letter,
+   an option's text, the last number, yes or no; else the last line.
 
 Rules 2 to 4 read only what stands outside `<observe>` and `<think>`: a number in an observation is
 not an answer. `extract_untagged` is the measure that ignores form: it strips all tags and takes the
@@ -18,21 +19,40 @@ import re
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from observe.scoring.values import (
-    LETTERED,
-    LETTERS,
-    NUMBER,
-    NUMBER_WORD,
-    YES_NO,
-    option_pattern,
-)
+from observe.scoring import prose
+from observe.scoring.choices import read_choices
+from observe.scoring.values import clean
 from observe.scoring.verdict import AnswerType
+
+MAX_LENGTH = 20_000
+"""Characters: of a longer text outside the tags the end is read."""
 
 _ANSWER = re.compile(r"<answer>((?:(?!<answer>).)*?)</answer>", re.DOTALL)
 _WORKINGS = re.compile(r"<(observe|think)>.*?(?:</\1>|(?=<answer>)|\Z)", re.DOTALL)
 _ANY_TAG = re.compile(r"</?(?:observe|think|answer)>")
-_PHRASE = re.compile(r"\banswer(?:\s+is|\s*[:=])[ \t]*:?[ \t]*(\S[^\n]*)", re.IGNORECASE)
-_PHRASE_END = re.compile(r"\s+(?:because|since)\b|\.\s+(?=[A-Z])")
+_IS = (
+    r"(?:\s+(?:is|would be|should be)(?!n't)|\s*[:=\u662f\u4e3a])[ \t]*:?[ \t]*(?:\n\s*)?(?!not\b)"
+)
+_ABOUT = r"(?:\s(?:to|for|of)\s[^.\n]{1,100}?)?"
+_PHRASE = re.compile(
+    rf"(?:\b(?:answer|final\s(?:value|result))|\u7b54\u6848){_ABOUT}{_IS}(\S[^\n]*)", re.IGNORECASE
+)
+_CHOICE_PHRASES = (
+    re.compile(
+        r"\b(?:(?:correct|right|best)\s(?:option|choice|letter)(?:\sletter)?|solution)"
+        rf"{_ABOUT}{_IS}(\S[^\n]*)",
+        re.IGNORECASE,
+    ),
+    re.compile(r"\b(?:option|choice|letter)\s+(?:is|would be)[ \t:]*(\(?[A-J]\)?)(?![\w'])"),
+    re.compile(
+        r"(?<![\w'])(\(?[A-J]\)?)[.:)]?\s+(?:is|would be)\s+(?:the\s+)?(?:correct|right|answer)\b"
+    ),
+    re.compile(r"(?:\u9009\u9879|\u9009)\s*[\u662f\u4e3a:]?\s*(\(?[A-J]\)?)(?![A-Za-z'])"),
+)
+_PHRASE_END = re.compile(r"\s+(?:because|since)\b|\.\s+(?=[A-Z])|\u3002")
+_LETTER_ALONE = re.compile(r"\W*[A-J]\W*")
+_BOLD = re.compile(r"(?<![\w)])\*\*|\*\*(?![\w(])")
+_WIDE = str.maketrans("\uff08\uff09\uff1a\uff0c", "():,")
 
 
 class Extraction(NamedTuple):
@@ -42,30 +62,55 @@ class Extraction(NamedTuple):
     source: str
 
 
-def extract(response: str, kind: AnswerType, options: Sequence[str] | None) -> Extraction | None:
+def extract(
+    response: str,
+    kind: AnswerType,
+    options: Sequence[str] | None,
+    question: str | None = None,
+) -> Extraction | None:
     """The answer by the first rule that finds one; None when the response states none."""
-    tagged = _last(_ANSWER, response)
+    tagged = _last(_ANSWER, response) if "<answer>" in response else None
     if tagged is not None:
         content = tagged[1].strip()
-        inner = _boxed(content) or _phrase(content) or content
+        inner = _boxed(content) or _phrase(_plain(content), kind, options) or content
         return Extraction(inner, "tag") if inner else None
-    outside = _ANY_TAG.sub("\n", _WORKINGS.sub("\n", response)).strip()
-    for source, find in (("boxed", _boxed), ("phrase", _phrase)):
-        found = find(outside)
-        if found:
-            return Extraction(found, source)
-    bare = _bare(outside, kind, options)
+    outside = response.strip()
+    if "<" in outside:
+        outside = _ANY_TAG.sub("\n", _WORKINGS.sub("\n", outside)).strip()
+    outside = outside[-MAX_LENGTH:]
+    boxed = _boxed(outside)
+    if boxed:
+        return Extraction(boxed, "boxed")
+    outside = prose.own_words(_plain(outside))
+    phrase = _phrase(outside, kind, options)
+    if phrase:
+        return Extraction(phrase, "phrase")
+    bare = _bare(outside, kind, options, question)
     return Extraction(bare, "bare") if bare else None
 
 
 def extract_untagged(
-    response: str, kind: AnswerType, options: Sequence[str] | None
+    response: str,
+    kind: AnswerType,
+    options: Sequence[str] | None,
+    question: str | None = None,
 ) -> Extraction | None:
     """The last value stated anywhere in the response, its tags ignored."""
-    text = _ANY_TAG.sub("\n", response).strip()
-    last_line = text.rsplit("\n", 1)[-1].strip()
-    found = _boxed(last_line) or _phrase(last_line) or _bare(text, kind, options)
-    return Extraction(found, "untagged") if found else None
+    text = _ANY_TAG.sub("\n", response[-MAX_LENGTH:]).strip()
+    for line in reversed(text.split("\n")):
+        plain = _plain(line).strip()
+        found = (
+            _boxed(line)
+            or _phrase(plain, kind, options)
+            or _bare_last(plain, kind, options, question)
+        )
+        if found:
+            return Extraction(found, "untagged")
+    return None
+
+
+def _plain(text: str) -> str:
+    return _BOLD.sub("", text).translate(_WIDE)
 
 
 def _last(pattern: re.Pattern[str], text: str) -> re.Match[str] | None:
@@ -88,31 +133,36 @@ def _boxed(text: str) -> str | None:
     return None
 
 
-def _phrase(text: str) -> str | None:
-    match = _last(_PHRASE, text)
-    return _PHRASE_END.split(match[1], maxsplit=1)[0].strip() if match else None
+def _phrase(text: str, kind: AnswerType, options: Sequence[str] | None) -> str | None:
+    patterns = (_PHRASE, *_CHOICE_PHRASES) if kind == "choice" else (_PHRASE,)
+    found = [match for match in (_last(pattern, text) for pattern in patterns) if match]
+    found.sort(key=lambda match: match.start(1), reverse=True)
+    stated = [_PHRASE_END.split(match[1], maxsplit=1)[0].strip() for match in found]
+    if kind == "choice" and options:
+        # The last that names an option; a letter beyond the options is none of them.
+        named = [phrase for phrase in stated if read_choices(clean(phrase), options)]
+        stated = named or [phrase for phrase in stated if not _LETTER_ALONE.fullmatch(phrase)]
+    return stated[0] or None if stated else None
 
 
-def _bare(text: str, kind: AnswerType, options: Sequence[str] | None) -> str | None:
+def _bare_last(
+    text: str, kind: AnswerType, options: Sequence[str] | None, question: str | None
+) -> str | None:
+    """Like `_bare`, but of several options in a sentence the last is taken."""
     if kind == "choice":
-        value = rf"(?:{LETTERS}" + (f"|{option_pattern(options)})" if options else ")")
-    elif kind in ("integer", "decimal"):
-        value = rf"(?:{NUMBER}|\b(?:{NUMBER_WORD})\b)"
-    elif kind == "yes_no":
-        value = rf"\b(?:{YES_NO})\b"
-    else:
-        return text.rsplit("\n", 1)[-1].strip() or None
-    last_line = text.rsplit("\n", 1)[-1].strip()
-    if kind == "choice" and (re.fullmatch(r"\W*\w\W*", last_line) or LETTERED.match(last_line)):
-        return last_line
-    if (
-        kind in ("integer", "decimal")
-        and "=" not in last_line
-        and not re.search(r"[^\W\d_]{2}", last_line)
-    ):
-        # A line without words is an answer as a whole: "3 \times 4" is not 4.
-        return last_line or None
-    # "7 or 8" is one statement of two values, which the judge must see together.
-    joined = rf"{value}(?:\s*(?:,|;|/|\bor\b|\band\b)+\s*{value})*"
-    match = _last(re.compile(joined, re.IGNORECASE if kind != "choice" else 0), text)
-    return match[0].strip() if match else None
+        return prose.find_choice(text, options, question, latest=True)
+    return _bare(text, kind, options, question)
+
+
+def _bare(
+    text: str, kind: AnswerType, options: Sequence[str] | None, question: str | None
+) -> str | None:
+    if kind == "choice":
+        return prose.find_choice(text, options, question)
+    if kind in ("integer", "decimal"):
+        return prose.find_number(text, question)
+    if kind == "yes_no":
+        return prose.find_yes_no(text, question)
+    if kind == "expression":
+        return prose.find_expression(text)
+    return text.rsplit("\n", 1)[-1].strip() or None

@@ -8,10 +8,18 @@ import json
 import re
 import signal
 import sys
+from fractions import Fraction
+from functools import lru_cache
+from typing import Any
+
+from observe.scoring.values import read_number, tolerance
 
 MAX_LENGTH = 400
 MAX_NESTING = 12
 MAX_DIGITS = 40
+MAX_EXPONENT = 5000
+PRECISION = 30
+"""Digits to which numbers are evaluated."""
 MEMORY_BYTES = 2 * 1024**3
 """Address space of a worker; what needs more fails there and is reported as not judged."""
 
@@ -32,11 +40,70 @@ def too_complex(text: str) -> str | None:
         return "is nested too deeply"
     if re.search(rf"\d{{{MAX_DIGITS},}}", text):
         return "has too many digits"
-    if _TOWER.search(text) or any(int(exponent) > 1000 for exponent in _EXPONENT.findall(text)):
+    if _TOWER.search(text) or any(
+        int(exponent) > MAX_EXPONENT for exponent in _EXPONENT.findall(text)
+    ):
         return "has too large a power"
     if _FACTORIAL.search(text):
         return "has too large a factorial"
     return None
+
+
+def judge(gold: str, answer: str) -> tuple[bool | None, str]:
+    """Whether two expressions are equal; None when the gold cannot be parsed.
+
+    Math-Verify compares numbers after rounding to six places, so that two tiny ones would be equal:
+    numbers are therefore compared here, exactly or to many digits, or as far as the writing of a
+    rounded decimal goes.
+    """
+    from math_verify import verify
+
+    gold_values = _parse(gold)
+    if not gold_values:
+        return None, "gold cannot be parsed"
+    answer_values = _parse(answer)
+    if not answer_values:
+        return False, "answer cannot be parsed"
+    if _is_number(gold_values[0]) and _is_number(answer_values[0]):
+        equal = _numbers_equal(gold_values[0], answer_values[0], gold, answer)
+    else:
+        # The order matters: Math-Verify treats its two arguments differently.
+        equal = verify(gold_values, answer_values, timeout_seconds=None)
+    return equal, "equal" if equal else "different"
+
+
+@lru_cache(maxsize=256)
+def _parse(text: str) -> list[Any]:
+    from math_verify import parse
+
+    return parse(f"${text}$", fallback_mode="no_fallback", parsing_timeout=None)
+
+
+def _is_number(parsed: Any) -> bool:
+    import sympy
+
+    return isinstance(parsed, sympy.Expr) and not parsed.free_symbols and bool(parsed.is_number)
+
+
+def _numbers_equal(right: Any, said: Any, gold: str, answer: str) -> bool:
+    import sympy
+
+    right, said = right.doit(), said.doit()
+    if right == said:
+        return True
+    written_gold, written_answer = read_number(gold), read_number(answer)
+    if written_gold is not None:
+        allowed = tolerance(written_gold)
+    elif written_answer is not None and (written_answer.decimals or 0) >= 3:
+        allowed = tolerance(written_answer)
+    else:
+        allowed = Fraction(0)
+    if not allowed and right.is_Rational and said.is_Rational:
+        return False
+    difference = abs((right - said).evalf(PRECISION))
+    digits = 12 if right.has(sympy.Float) or said.has(sympy.Float) else PRECISION - 5
+    nearly = abs(right.evalf(PRECISION)) * sympy.Float(10, PRECISION) ** -digits
+    return bool(difference <= max(sympy.Rational(allowed.numerator, allowed.denominator), nearly))
 
 
 def main() -> None:
@@ -46,21 +113,7 @@ def main() -> None:
 
     resource.setrlimit(resource.RLIMIT_AS, (MEMORY_BYTES, MEMORY_BYTES))
     logging.disable(logging.CRITICAL)
-    from math_verify import parse, verify
-
-    def parsed(text: str) -> list:
-        return parse(f"${text}$", fallback_mode="no_fallback", parsing_timeout=None)
-
-    def judge(gold: str, answer: str) -> tuple[bool | None, str]:
-        gold_values = parsed(gold)
-        if not gold_values:
-            return None, "gold cannot be parsed"
-        answer_values = parsed(answer)
-        if not answer_values:
-            return False, "answer cannot be parsed"
-        # The order matters: Math-Verify treats its two arguments differently.
-        equal = verify(gold_values, answer_values, timeout_seconds=None)
-        return equal, "equal" if equal else "different"
+    import math_verify  # noqa: F401  (takes seconds; not held against the first request)
 
     # An orphan (its parent was killed) must not compute for ever: the default action of SIGALRM
     # ends the process even inside a C call.

@@ -19,6 +19,9 @@ class ScoreRequest:
     """Kind of answer; None infers it from gold and options."""
     options: Sequence[str] | None = None
     """Option texts in the order of their letters; None or empty when there are none."""
+    question: str | None = None
+    """The question's text. With it a whole sentence can be understood: "It is larger than B" as an
+    answer to "Is it larger than B?", and numbers that the question gives are told from news."""
     ignore_tags: bool = False
     """Judge the last value stated anywhere, as if the response had no tags."""
 

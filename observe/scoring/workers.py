@@ -9,7 +9,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections import deque
+from collections import OrderedDict, deque
 from collections.abc import Sequence
 
 START_TIMEOUT_S = 120.0
@@ -160,12 +160,34 @@ def _forget_pool() -> None:
 os.register_at_fork(after_in_child=_forget_pool)
 
 
+_CACHE_SIZE = 50_000
+_decided: OrderedDict[tuple[str, str], Result] = OrderedDict()
+_cache_lock = threading.Lock()
+
+
+def forget() -> None:
+    """Forget what was decided; for measurements."""
+    with _cache_lock:
+        _decided.clear()
+
+
 def symbolic_equal(
     pairs: Sequence[tuple[str, str]], *, workers: int, timeout_s: float
 ) -> list[Result]:
-    """Decide pairs (gold, answer) by algebra in this process's pool of workers.
+    """Decide distinct pairs (gold, answer) by algebra in this process's pool of workers.
 
     Each result is (equal, reason); equal is None after a time-out, a crash or an unreadable gold.
+    Decided pairs are remembered, the last 50,000 of them; what could not be decided is tried again.
     Raises RuntimeError when workers cannot be started at all.
     """
-    return _pool.map(pairs, workers=workers, timeout_s=timeout_s)
+    with _cache_lock:
+        known = {pair: _decided[pair] for pair in pairs if pair in _decided}
+    new = [pair for pair in pairs if pair not in known]
+    fresh = dict(zip(new, _pool.map(new, workers=workers, timeout_s=timeout_s), strict=True))
+    with _cache_lock:
+        for pair, result in fresh.items():
+            if result[0] is not None:
+                _decided[pair] = result
+        while len(_decided) > _CACHE_SIZE:
+            _decided.popitem(last=False)
+    return [known[pair] if pair in known else fresh[pair] for pair in pairs]

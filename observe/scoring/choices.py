@@ -1,0 +1,174 @@
+"""Which options a text names: by letter, by text, by value."""
+
+import re
+from collections.abc import Sequence
+from functools import lru_cache
+from string import ascii_uppercase
+
+from observe.scoring.units import without_unit
+from observe.scoring.values import Number, clean, fold, numbers_equal, read_number, read_yes_no
+
+LETTER = (
+    r"(?:\([A-J]\)|(?<![\w'])(?:[Oo]ption|[Cc]hoice)\s+(?:[A-J](?!\w)|\([A-J]\))"
+    r"|(?<![\w'])[B-HJ](?![\w'])|(?<![\w'])[AI](?=\s*(?:[.):,;*/]|\Z|\n|or\b|and\b)))"
+)
+"""An option letter where an answer is expected: the words "A" and "I" count only where they end
+something."""
+
+MARKED = (
+    r"(?:(?<!\w)\([A-J]\)|(?<![\w'])(?:[Oo]ption|[Cc]hoice)\s+(?:[A-J](?!\w)|\([A-J]\)))"
+    r"(?!\s+is(?:n't|\s+(?:not|incorrect|wrong|false))\b)"
+)
+"""An option letter that cannot be anything else, in the middle of prose too, and is not denied."""
+
+LETTERED = re.compile(r"\(?([A-J])(?:\s?[).:]|\s+-)\s+(?!or\b|and\b|,)(\S.*)", re.DOTALL)
+"""An option written with its letter: "B. blue", "(B) blue" or "B - blue"."""
+
+_LETTER = re.compile(LETTER)
+_ROOT = re.compile(r"(?:\\sqrt|\u221a)\s*\{\s*(\w+)\s*\}")
+_ALONE = re.compile(r"\(([A-J])\)")
+_ONLY_LETTERS = re.compile(
+    r"\(?[A-Ja-j]\)(?:[,;/\s]*(?:or|and)?\s*\(?[A-Ja-j]\)?)*"
+    r"|[A-Ja-j](?:\s*(?:[,;/]|\bor\b|\band\b)+\s*\(?[A-Ja-j]\)?)+"
+)
+_CLAUSE_END = re.compile(r"[;\n]|,\s|\.\s|\s(?:because|since|as|so|which)\s", re.IGNORECASE)
+_PLURAL = re.compile(r"(?<=\w\w[^\Ws])s$")
+_FUNCTION_WORDS = frozenset(
+    re.findall(
+        r"\w+",
+        "a an the it they this that is are be will would likely most probably also around about",
+    )
+)
+
+
+@lru_cache(maxsize=4096)
+def key(text: str) -> str:
+    r"""What remains of a text when writing habits are gone: "6 √5" and "$6\sqrt{5}$" agree."""
+    text = fold(text).replace("\u221a", "sqrt").replace("\u03c0", "pi")
+    return re.sub(r"(?<=\\)[dt](?=frac)|[\s\\{}$]", "", text)
+
+
+@lru_cache(maxsize=4096)
+def numeric_options(options: tuple[str, ...]) -> tuple[Number, ...] | None:
+    """The options as numbers, units aside; None unless all of them are numbers."""
+    numbers = [read_number(clean(option)) for option in options]
+    found = tuple(number for number in numbers if number is not None)
+    return found if found and len(found) == len(numbers) else None
+
+
+@lru_cache(maxsize=4096)
+def yes_no_options(options: tuple[str, ...]) -> bool:
+    """Whether the options are just yes and no (or true and false)."""
+    return len(options) == 2 and {read_yes_no(clean(option)) for option in options} == {True, False}
+
+
+@lru_cache(maxsize=4096)
+def mention_pattern(options: tuple[str, ...]) -> re.Pattern[str]:
+    """A pattern for any option's text as whole words, longest first, whatever its case."""
+    texts = sorted(set(_folded(options)) - {""}, key=len, reverse=True)
+    alternatives = "|".join(map(re.escape, texts))
+    return re.compile(
+        rf"(?<![\w.])(?i:{alternatives})(?![.,:/]?\w)(?!\s*\\sqrt|\s*\u221a)" if texts else "(?!)"
+    )
+
+
+def mentioned(text: str, options: tuple[str, ...], *, loosely: bool = False) -> set[int]:
+    """The options whose text stands in cleaned `text` as whole words.
+
+    `loosely`: articles and words such as "will" and "likely" may come or go.
+    """
+    if loosely:
+        words = _content(text)
+        wanted = [_content(option) for option in options]
+        found = {i for i, option in enumerate(wanted) if _within(option, words)}
+        return {i for i in found if not any(_proper(wanted[i], wanted[j]) for j in found)}
+    folded = _folded(options)
+    matches = mention_pattern(options).findall(_bare_roots(text))
+    return {folded.index(match.casefold()) for match in matches}
+
+
+def read_choices(text: str, options: Sequence[str] | None) -> set[int]:
+    """The options (by index) that cleaned `text` names, by letter, by text or by value."""
+    if not options:
+        return {ascii_uppercase.index(letter) for letter in _letters(text, 10)}
+    options = tuple(options)
+    if len(text) == 1 and text.isascii() and text.isalpha():
+        index = ascii_uppercase.index(text.upper())
+        return {index} if index < len(options) else set()
+    keys = _keys(options)
+    if key(text) in keys:
+        return {keys.index(key(text))}
+    alone = _ALONE.fullmatch(text)
+    if alone:
+        index = ascii_uppercase.index(alone[1])
+        return {index} if index < len(options) else set()
+    lettered = LETTERED.match(text)
+    if lettered and ascii_uppercase.index(lettered[1]) < len(options):
+        return _lettered(ascii_uppercase.index(lettered[1]), lettered[2], options, keys)
+    letters = {ascii_uppercase.index(letter) for letter in _letters(text, len(options))}
+    texts = {i for i in mentioned(text, options) if len(keys[i]) > 1 or not letters}
+    if letters or texts:
+        return letters | texts
+    number = read_number(text)
+    values = [read_number(clean(option)) for option in options] if number else []
+    equal = {i for i, v in enumerate(values) if v and number and numbers_equal(number, v)}
+    if equal:
+        return equal
+    if yes_no_options(options):
+        said = read_yes_no(text)
+        return {i for i, option in enumerate(options) if read_yes_no(clean(option)) is said}
+    return mentioned(text, options, loosely=True)
+
+
+def _lettered(letter: int, rest: str, options: tuple[str, ...], keys: Sequence[str]) -> set[int]:
+    """What follows "C. " is that option's text in some spelling, unless it is another's."""
+    clause = _CLAUSE_END.split(rest, maxsplit=1)[0].rstrip(" .)")
+    written = key(clause)
+    if written == keys[letter] or (len(keys[letter]) > 1 and written.startswith(keys[letter])):
+        return {letter}
+    bare = [key(without_unit(option)) for option in options]
+    for texts, text in ((keys, written), (bare, key(without_unit(clause)))):
+        if text in texts:
+            return {letter, texts.index(text)}
+    others = mentioned(clause, options)
+    return {letter} | others if letter not in others else {letter}
+
+
+@lru_cache(maxsize=4096)
+def _keys(options: tuple[str, ...]) -> list[str]:
+    return [key(option) for option in options]
+
+
+@lru_cache(maxsize=4096)
+def _folded(options: tuple[str, ...]) -> list[str]:
+    return [_bare_roots(fold(option)) for option in options]
+
+
+def _bare_roots(text: str) -> str:
+    """Roots of one number or letter without braces, as prose has them."""
+    return _ROOT.sub("\u221a\\1", text) if "{" in text else text
+
+
+@lru_cache(maxsize=4096)
+def _content(text: str) -> tuple[str, ...]:
+    words = re.findall(r"\w+", fold(text))
+    content = tuple(_PLURAL.sub("", word) for word in words if word not in _FUNCTION_WORDS)
+    # A lone letter or number is too little to go by.
+    return content if len("".join(content)) > 2 else ()
+
+
+def _within(wanted: tuple[str, ...], words: tuple[str, ...]) -> bool:
+    count = len(wanted)
+    return count > 0 and any(words[i : i + count] == wanted for i in range(len(words) - count + 1))
+
+
+def _proper(part: tuple[str, ...], whole: tuple[str, ...]) -> bool:
+    return part != whole and _within(part, whole)
+
+
+def _letters(text: str, count: int) -> set[str]:
+    if len(text) == 1 or _ONLY_LETTERS.fullmatch(text):
+        named = {letter.upper() for letter in re.findall(r"\b[A-Za-z]\b", text)}
+    else:
+        named = {m.rstrip(")")[-1] for m in _LETTER.findall(text)}
+    return named & set(ascii_uppercase[:count])
