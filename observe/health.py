@@ -1,7 +1,7 @@
 """The known sicknesses of reinforcement learning, told from the rows of the metrics log.
 
 Pure arithmetic on rows: what a run is told and what its log, read again, is told are the same. A
-sickness is judged on the mean of the last `WINDOW` steps against the first `WINDOW`, or against the
+sickness is judged on the mean of the last `WINDOW` steps against the first `START`, or against the
 best the run has had. Where the log knows how hard the questions are (``observe/difficulty``, the
 base model's share of wrong answers, and ``observe/complexity``, its mean length), a curriculum that
 gets harder is no collapse: what the base lost on harder questions is allowed for.
@@ -14,6 +14,8 @@ from typing import Any, Literal
 
 WINDOW = 8
 """Steps that are averaged before a word is said; single steps are noise."""
+START = 2
+"""First steps that later ones are compared with; a run can be ruined before a window is full."""
 REWARD_LOST = 0.5
 """Reward collapse: the share of the best reward, as expected on these questions, that is gone."""
 ACCURACY_LOST = 0.1
@@ -79,7 +81,8 @@ class _Past:
     now: _Span
     first: _Span
     best_reward: _Span
-    best_skill: _Span
+    best_skill: _Span | None
+    """Of whole windows alone: a little luck in the first steps is no skill."""
     accuracy_weight: float
 
 
@@ -101,9 +104,9 @@ class Health:
         if "reward" not in row:
             return []
         self._rows.append(row)
-        past = self._compare(_span(self._rows, self._weight))
         whole = len(self._rows) == WINDOW
-        if whole:
+        past = self._compare(_span(self._rows, self._weight), whole)
+        if whole or len(self._rows) == START:
             self._past = past
         said = []
         for name, (severity, words) in SICKNESSES.items():
@@ -129,22 +132,20 @@ class Health:
         self.notices += said
         return said
 
-    def _compare(self, now: _Span) -> _Past:
-        past = self._past
-        if past is None:
-            return _Past(
-                now=now,
-                first=now,
-                best_reward=now,
-                best_skill=now,
-                accuracy_weight=self._weight,
-            )
-        known = [past.best_reward, now]
+    def _compare(self, now: _Span, whole: bool) -> _Past:
+        past = self._past or _Past(
+            now=now, first=now, best_reward=now, best_skill=None, accuracy_weight=self._weight
+        )
+        if not whole:
+            return dataclasses.replace(past, now=now)
         return dataclasses.replace(
             past,
             now=now,
-            best_reward=max(known, key=lambda span: span.reward + self._weight * span.difficulty),
-            best_skill=max([past.best_skill, now], key=lambda span: span.skill),
+            best_reward=max(
+                [past.best_reward, now],
+                key=lambda span: span.reward + self._weight * span.difficulty,
+            ),
+            best_skill=max([past.best_skill or now, now], key=lambda span: span.skill),
         )
 
 
@@ -227,13 +228,15 @@ def _length_explosion_words(past: _Past) -> str:
 
 
 def _format_hacking(past: _Past) -> float:
+    if past.best_skill is None:
+        return 0.0
     lost = past.best_skill.skill - past.now.skill
     gained = past.now.form - past.best_skill.form
     return min(lost / ACCURACY_LOST, gained / FORMAT_GAINED)
 
 
 def _format_hacking_words(past: _Past) -> str:
-    then, now = past.best_skill, past.now
+    then, now = past.best_skill or past.first, past.now
     return (
         f"format hacking: since step {then.step} the valid form has risen from {then.form:.0%} to "
         f"{now.form:.0%} while accuracy fell from {then.accuracy:.0%} to {now.accuracy:.0%}. Lower "

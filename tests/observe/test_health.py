@@ -88,6 +88,12 @@ def test_a_sickness_that_is_over_is_said_to_be(sickness, values):
     assert notices[0].step < notices[1].step
 
 
+def test_a_run_that_is_ruined_in_its_first_steps_is_found():
+    ruined = {"reward": lambda step: 1.0 if step < 3 else 0.05, ACCURACY: 0.1}
+    [notice] = said(curve(**ruined))
+    assert (notice.sickness, notice.step) == ("reward_collapse", WINDOW)
+
+
 def test_truncation_from_the_first_steps_on_is_a_sickness():
     [notice] = said(curve(**{"completions/clipped_ratio": 0.8}))
     assert (notice.sickness, notice.step) == ("length_explosion", WINDOW)
