@@ -165,7 +165,7 @@ def _span(rows: Sequence[Mapping[str, Any]] | deque[Mapping[str, Any]], weight: 
         without_gradient=mean("frac_reward_zero_std"),
         difficulty=mean("observe/difficulty"),
         complexity=mean("observe/complexity", 1.0),
-        bad_steps=sum(row.get("observe/bad_step") or 0 for row in rows),
+        bad_steps=sum((row.get("observe/bad_step") or 0) > 0 for row in rows),
     )
 
 
