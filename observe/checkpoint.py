@@ -214,8 +214,11 @@ def _sync(path: Path) -> None:
         os.close(handle)
 
 
-def _unwritable(error: Exception) -> str | None:
+def _unwritable(error: BaseException) -> str | None:
     """The reason when the file system refused to take more, else None."""
+    if isinstance(error, RuntimeError) and error.__context__:
+        # torch.save closes its file all the same, and complains that it is short.
+        return _unwritable(error.__context__)
     number = error.errno if isinstance(error, OSError) else None
     # Writers in Rust (safetensors, tokenizers) raise types of their own with the errno in the text.
     if number is None and (match := re.search(r"\(os error (\d+)\)", str(error))):
