@@ -292,7 +292,7 @@ def test_a_part_without_signal_takes_no_step(base, tmp_path, completions):
     parts = split(made, *completions, ADVANTAGES)
     assert [len(part.batches) for part in parts] == [1, 1, 0, 1]
     before = parameters(made)
-    assert step_optimizer(made, empty=True) == 0
+    assert step_optimizer(made, 0.0, empty=True) == 0
     assert torch.equal(parameters(made), before)
 
 
