@@ -71,9 +71,11 @@ def _evaluate(
     from lm_eval.tasks import TaskManager
 
     from benchmarks.model import EngineLM
+    from observe.allocator import keep_freed_memory
     from observe.model.policy import load_policy
     from observe.rollout.native import NativeEngine
 
+    keep_freed_memory()
     policy = load_policy(model, dtype=getattr(torch, settings.dtype))
     engine = NativeEngine(policy, batch_size=settings.batch_size)
     lm = EngineLM(

@@ -16,6 +16,7 @@ import torch
 from jsonargparse import auto_cli
 from torch import Tensor
 
+from observe.allocator import keep_freed_memory
 from observe.cli import exit_code, print_progress
 from observe.config import BaseConfig
 from observe.data.question import Question
@@ -63,6 +64,7 @@ def train_base(
     Returns the loss of the last steps and the seconds it took.
     """
     started = time.perf_counter()
+    keep_freed_memory()
     policy = build_policy(config)
     policy.model.train()
     optimizers = _optimizers(policy, config)

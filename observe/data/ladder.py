@@ -18,6 +18,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from observe.allocator import keep_freed_memory
 from observe.config import LadderConfig
 from observe.data.question import Question
 from observe.data.rungs import DROPS, Dropped, Ladder, Measured, Rung, save_ladder
@@ -309,6 +310,7 @@ def stage(
     questions, skipped = load_usable(source, split=SPLIT, size=settings.pool, seed=settings.seed)
     if skipped:
         write_skipped(skipped, out / "skipped.jsonl")
+    keep_freed_memory()
     policy = load_policy(inputs["model"] / "checkpoint" if "model" in inputs else config["model"])
     ladder = build_ladder(
         questions,
