@@ -56,13 +56,16 @@ class Analysis:
         self.outcome = measured
         self.settings = settings
         self.means = {key: values.to_dict() for key, values in measured.means.items()}
-        self.kinds = tables.runs.loc[measured.runs, "kind"].to_dict()
+        self.kinds = {run: tables.kind_of[run] for run in measured.runs}
         self.known: dict[str, list[str]] = {}
-        for run, arm in tables.runs.loc[measured.runs, "arm"].items():
-            self.known.setdefault(str(arm), []).append(str(run))
+        for run in measured.runs:
+            self.known.setdefault(tables.arm_of[run], []).append(run)
         self.designs: dict[Key, Design] = {}
         self.variances: dict[Key, RunVariance] = {}
         self._noise: dict[Key, tuple[float, float]] = {}
+        self._cells: dict[Key, list[str]] = {}
+        self._places: dict[Key, dict[str, int]] = {}
+        self._arms: dict[tuple[str, Key], Interval | None] = {}
         self.known_designs = known = {} if designs is None else designs
         for key in measured.weights:
             ids = tuple(self.cells(key))
@@ -90,10 +93,13 @@ class Analysis:
 
     def cells(self, key: Key) -> list[str]:
         """Runs of the design that were evaluated on all benchmarks of an outcome."""
-        means = self.means[key]
-        return [
-            run for run, kind in self.kinds.items() if kind == "cell" and means[run] == means[run]
-        ]
+        if key not in self._cells:
+            means, kinds = self.means[key], self.kinds.items()
+            self._cells[key] = [
+                run for run, kind in kinds if kind == "cell" and means[run] == means[run]
+            ]
+            self._places[key] = {run: place for place, run in enumerate(self._cells[key])}
+        return self._cells[key]
 
     def cell_means(self, key: Key) -> np.ndarray:
         """(N,) means of the runs of the design."""
@@ -111,20 +117,28 @@ class Analysis:
     def noise(self, key: Key) -> tuple[float, float]:
         """Variance of one run's mean from how it answered these very items, and its df."""
         if key not in self._noise:
-            projection, df = self.designs[key].residual
+            design = self.designs[key]
             self._noise[key] = self.outcome.run_by_item_variance(
-                key, self.cells(key), projection, df
+                key, self.cells(key), design.residuals, design.df
             )
         return self._noise[key]
 
     def share(self, weights: Mapping[str, float], key: Key) -> Share:
         """What a sum of run means with these weights carries of the variance between runs."""
-        design = np.array([weights.get(run, 0.0) for run in self.cells(key)])
+        design, places = np.zeros(len(self.cells(key))), self._places[key]
+        for run, weight in weights.items():
+            if run in places:
+                design[places[run]] = weight
         size = sum(w**2 for run, w in weights.items() if self.kinds[run] != "base")
         return Share(size=size, shared=self.designs[key].shared(design) if len(design) else 0.0)
 
     def arm(self, arm: str, key: Key) -> Interval | None:
         """An arm's mean, for items of their kind; None when no run of it was evaluated."""
+        if (arm, key) not in self._arms:
+            self._arms[arm, key] = self._arm(arm, key)
+        return self._arms[arm, key]
+
+    def _arm(self, arm: str, key: Key) -> Interval | None:
         runs = self.runs_of(arm, key)
         if not runs:
             return None

@@ -205,7 +205,21 @@ def _items(
         table |= {"type": kind, "difficulty": difficulty}
         table |= {"response_tokens": tokens.round().astype(int), "seconds": tokens / 500}
         tables.append(pd.DataFrame(table))
-    return pd.concat(tables, ignore_index=True)
+    items = pd.concat(tables, ignore_index=True)
+    return pd.concat([items, *_blind(made, items)], ignore_index=True) if made.optional else items
+
+
+def _blind(made: Made, items: pd.DataFrame) -> list[pd.DataFrame]:
+    """Some runs asked again without the image: what they know without it, and guess."""
+    generator = np.random.default_rng(made.seed + 1)
+    reference = arm_name(dict.fromkeys(made.effects, "on"))
+    arms = ("base-think", "base-observe", "control-", f"{reference}-")
+    asked = items[items["run"].str.startswith(arms)]
+    found = []
+    for condition, share in (("no_image", 0.5), ("shuffled_image", 0.4)):
+        lucky = generator.random(len(asked)) < share
+        found.append(asked.assign(condition=condition, score=asked["score"].where(lucky, 0.0)))
+    return found
 
 
 def _write_optional(
@@ -220,7 +234,8 @@ def _write_optional(
     for index in range(12):
         _scene(folder / "images" / f"scene-{index:03d}.png", index)
     questions.drop(columns="cluster").to_parquet(folder / "questions.parquet")
-    _responses(items, runs).to_parquet(folder / "responses.parquet")
+    normal = items[items["condition"] == "normal"]
+    _responses(normal, runs).to_parquet(folder / "responses.parquet")
     _curves(made, runs, generator).to_parquet(folder / "curves.parquet")
     _ladder(generator).to_parquet(folder / "ladder.parquet")
     trained = runs[runs["kind"] != "base"]
@@ -277,6 +292,9 @@ def _curves(made: Made, runs: pd.DataFrame, generator: np.random.Generator) -> p
             "rewards/format/mean": 0.97 - 0.12 * np.exp(-steps / 8) + generator.normal(0, 0.01, 60),
             "completions/mean_length": 50 - steps / 6 + generator.normal(0, 1, 60),
             "frac_reward_zero_std": 0.2 + steps / 300 + generator.normal(0, 0.03, 60),
+            "observe/difficulty": (steps if row.get("curriculum") == "on" else 30) / 60
+            + generator.normal(0, 0.02, 60),
+            "observe/weight_mean": 1 - 0.3 * steps / 60 + generator.normal(0, 0.02, 60),
             "entropy": 0.6 * np.exp(-steps / 60) + generator.normal(0, 0.01, 60),
         }
         for metric, value in series.items():

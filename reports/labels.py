@@ -3,8 +3,24 @@
 from __future__ import annotations
 
 from reports.analysis import Row
+from reports.text import visible
 
 PLAIN = ("on", "true", "yes")
+LONGEST = 48
+"""Characters of a name in a figure."""
+
+
+def holds(correction: str, confidence: float) -> str:
+    """What a star after a number says: that its effect is there, all tests considered or not."""
+    if correction == "none":
+        return f"p at most {1 - confidence:.2g}, without a correction"
+    return f"stands after {correction.capitalize()}'s correction"
+
+
+def short(text: str, longest: int = LONGEST) -> str:
+    """A name that leaves room for the figure it stands in: the middle of a long one is left out."""
+    text = visible(text)  # A mark that turns the direction would turn the drawn name too.
+    return text if len(text) <= longest else f"{text[: longest - 9]}…{text[-8:]}"
 
 
 def effect_label(row: Row) -> str:

@@ -7,8 +7,13 @@ from itertools import combinations, product
 import numpy as np
 
 from reports.analysis import Analysis, Row, Settings, interval_row, with_family
+from reports.clarity import clarity, pareto
+from reports.controls import controls
+from reports.cost import cost_by_arm
+from reports.measures import Measures
 from reports.parts import add_one_in, leave_one_out, shapley
 from reports.precision import minimum_detectable, resolving, variance_split
+from reports.scorer import agreement, paths
 from reports.slices import slices
 from reports.stats.bootstrap import (
     ClusterBootstrap,
@@ -17,19 +22,18 @@ from reports.stats.bootstrap import (
     percentile,
     resample_clusters,
 )
-from reports.stats.effects import Design
 from reports.stats.fractions import aliases, chains, lenth, named, sum_weights, two_level_contrasts
 from reports.stats.logit import NotFitted, mixed_logit
-from reports.stats.outcomes import Key, outcome
+from reports.stats.outcomes import Key
 from reports.tables import Tables
 
 
 def analyse(tables: Tables, settings: Settings) -> Row:
     """All numbers of the report except validity and verdict: JSON-ready, scores as fractions."""
-    measured = outcome(tables.items, "score", tables.suites)
-    assert measured is not None, "read_tables admits no table without items"
-    designs: dict[tuple[str, ...], Design] = {}
-    analysis = Analysis(tables, measured, settings, designs)
+    measures = Measures(tables=tables, settings=settings)
+    analysis = measures.of("score")
+    assert analysis is not None, "read_tables admits no table without scores"
+    measured = analysis.outcome
     bootstrap = resample_clusters(measured)
     suites = analysis.suites()
     benchmarks = [key for key in measured.weights if key[1] is not None]
@@ -53,8 +57,13 @@ def analyse(tables: Tables, settings: Settings) -> Row:
         "slices": slices(analysis),
         "variance": variance_split(analysis),
         "mde": minimum_detectable(analysis),
-        "reference_gain": _reference_gain(tables, settings, designs),
-        "lengths": _lengths(tables, settings, designs),
+        "reference_gain": _reference_gain(measures),
+        "lengths": _lengths(measures),
+        "clarity": clarity(measures),
+        "controls": controls(measures),
+        "agreement": agreement(tables),
+        "paths": paths(tables),
+        "cost": cost_by_arm(tables),
     }
 
 
@@ -176,7 +185,7 @@ def sensitivity(analysis: Analysis, bootstrap: ClusterBootstrap) -> list[Row]:
         means = analysis.cell_means(key)
         grid = two_level_contrasts(design, means) if ids else None
         margin = lenth(grid, confidence=confidence)[1] if grid is not None and len(grid) >= 7 else 0
-        columns = [bootstrap.runs.index(run) for run in ids]
+        columns = [bootstrap.places[run] for run in ids]
         method = (
             "bootstrap over seeds and item clusters"
             if ids and design.replicated
@@ -238,7 +247,7 @@ def _logit(analysis: Analysis) -> list[Row]:
 def _families(tables: Tables) -> list[tuple[str, list[tuple[str, str]]]]:
     """Pairs of arms to compare, by family: each family has its own correction, each pair one."""
     trained, variants = tables.arms("cell"), tables.arms("variant")
-    known = set(tables.runs["arm"])
+    known = set(tables.arm_of.values())
     planned = [
         (str(entry["arm"]), str(entry["against"]))
         for entry in tables.sweep.get("planned_contrasts") or []
@@ -306,17 +315,15 @@ def _mcnemar(analysis: Analysis, key: Key, first: list[str], second: list[str]) 
     )
 
 
-def _reference_gain(
-    tables: Tables, settings: Settings, designs: dict[tuple[str, ...], Design]
-) -> list[Row]:
+def _reference_gain(measures: Measures) -> list[Row]:
     """The reference against the base under its own prompt, in every measure that was recorded."""
+    tables = measures.tables
     against = tables.base_of(tables.reference) if tables.runs_of(tables.reference) else None
     rows: list[Row] = []
     for measure in ("score", "score_untagged", "faithful", "format_ok", "response_tokens"):
-        measured = outcome(tables.items, measure, tables.suites)
-        if measured is None or against is None:
+        analysis = measures.of(measure)
+        if analysis is None or against is None:
             continue
-        analysis = Analysis(tables, measured, settings, designs)
         for key in analysis.suites():
             interval = analysis.contrast(tables.reference, against, key)
             base, arm = analysis.arm(against, key), analysis.arm(tables.reference, key)
@@ -333,19 +340,24 @@ def _reference_gain(
     return rows
 
 
-def _lengths(
-    tables: Tables, settings: Settings, designs: dict[tuple[str, ...], Design]
-) -> list[Row]:
-    """Mean response tokens of every arm and suite, with the same intervals as the scores."""
-    measured = outcome(tables.items, "response_tokens", tables.suites)
-    if measured is None:
+def _lengths(measures: Measures) -> list[Row]:
+    """Mean response tokens of every arm and suite, with the same intervals as the scores.
+
+    `front`: no other arm is as accurate with as few tokens.
+    """
+    tables, analysis, score = measures.tables, measures.of("response_tokens"), measures.of("score")
+    if analysis is None or score is None:
         return []
-    analysis = Analysis(tables, measured, settings, designs)
     rows = []
-    for arm in tables.arms("base", "cell", "variant"):
-        for key in analysis.suites():
-            interval = analysis.arm(arm, key)
-            if interval is not None:
+    for key in analysis.suites():
+        found = []
+        for arm in tables.arms("base", "cell", "variant"):
+            interval, right = analysis.arm(arm, key), score.arm(arm, key)
+            if interval is not None and right is not None:
                 row: Row = {"arm": arm, "suite": key[0], "mean": interval.estimate}
-                rows.append(row | {"low": interval.low, "high": interval.high})
+                row |= {"low": interval.low, "high": interval.high}
+                found.append(row | {"score": right.estimate, "tokens": interval.estimate})
+        for row, front in zip(found, pareto(found), strict=True):
+            del row["tokens"]
+            rows.append(row | {"front": front})
     return rows

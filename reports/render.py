@@ -2,26 +2,59 @@
 
 from __future__ import annotations
 
+import base64
+import hashlib
 import json
 import re
 from dataclasses import dataclass
+from importlib.resources import files
 from typing import Any
 
 import pandas as pd
 from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
 
 from reports.analysis import Row
 from reports.configs import differing_keys, flatten, variant_role
 from reports.figures import curves, forest
+from reports.figures.clarity import lengths
+from reports.figures.curriculum import curriculum
 from reports.figures.ladder import ladder
-from reports.figures.search import search
+from reports.figures.search import parallel, search
+from reports.figures.slices import slices
 from reports.figures.style import Drawing
-from reports.labels import effect_label
+from reports.labels import effect_label, full_label, holds
 from reports.samples import samples
 from reports.tables import Tables
+from reports.text import finalize, markdown
 from reports.validity import points
 
 WHY = "the verdict says why"
+CONTENTS = {
+    "verdict": "Verdict",
+    "validity": "Validity",
+    "arms": "Arms",
+    "effects": "Main effects",
+    "interactions": "Interactions",
+    "parts": "Parts",
+    "contrasts": "Contrasts",
+    "slices": "Slices",
+    "length": "Length",
+    "clarity": "Clarity",
+    "controls": "Controls",
+    "scorer": "Scorer",
+    "curves": "Learning curves",
+    "ladder": "Curriculum",
+    "search": "Search",
+    "mechanisms": "Mechanisms",
+    "samples": "Completions",
+    "cost": "Cost",
+    "configs": "Settings",
+    "provenance": "Provenance",
+}
+"""The page's sections in order: the name that a link has after its #, and the title."""
+BAR = 150
+"""Width of the picture of an interval beside its numbers."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,8 +65,14 @@ class Document:
     drawings: list[Drawing]
 
     def html(self) -> str:
-        """One self-contained page: style and figures inside, nothing from the network."""
-        return _environment(html=True).get_template("report.html.j2").render(self.context)
+        """One self-contained page: style and figures inside, nothing from the network.
+
+        Only the report's own script may run in it, whatever a response holds.
+        """
+        script = files("reports").joinpath("templates/script.js").read_text(encoding="utf-8")
+        digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+        page = {"script": Markup(script), "script_hash": f"sha256-{digest}"}
+        return _environment(html=True).get_template("report.html.j2").render(self.context | page)
 
     def markdown(self) -> str:
         """Markdown for a pull request; its figures lie in `figures/`."""
@@ -45,6 +84,7 @@ def _environment(*, html: bool) -> Environment:
         loader=PackageLoader("reports"),
         autoescape=html,
         undefined=StrictUndefined,
+        finalize=finalize,
         trim_blocks=True,
         lstrip_blocks=True,
         keep_trailing_newline=True,
@@ -54,7 +94,7 @@ def _environment(*, html: bool) -> Environment:
         percent=percent,
         pvalue=pvalue,
         seconds=duration,
-        cell=markdown_cell,
+        cell=markdown,
         breakable=breakable,
     )
     return environment
@@ -86,14 +126,6 @@ def breakable(text: str) -> str:
     return re.sub(r"\+(?=[^\W\d])", "+\u200b", text)
 
 
-def markdown_cell(value: Any) -> str:
-    """Text that cannot break out of a Markdown table's cell."""
-    text = str(value).replace("\\", "\\\\")
-    for mark in "|`*_<>[]":
-        text = text.replace(mark, f"\\{mark}")
-    return " ".join(text.split())
-
-
 def document(tables: Tables, results: Row) -> Document:
     """Draw the figures and gather what the sections show."""
     figures: dict[str, Drawing | None] = {
@@ -101,11 +133,24 @@ def document(tables: Tables, results: Row) -> Document:
         "effects": forest.effects(results, "effects", title="Main effects"),
         "interactions": forest.effects(results, "interactions", title="Interactions"),
         "length": forest.accuracy_by_length(tables, results),
-        "curves": curves.by_arm(tables),
-        "levels": curves.by_level(tables, results["confidence"]),
+        "clarity": lengths(tables, results),
         "ladder": ladder(tables),
+        "curriculum": curriculum(tables),
         "search": search(tables),
+        "parallel": parallel(tables),
     }
+    confidence = results["confidence"]
+    learning = [
+        (
+            curves.AXES[axis][0],
+            curves.by_level(tables, confidence, axis),
+            curves.by_arm(tables, confidence, axis),
+        )
+        for axis in curves.axes_of(tables)
+    ]
+    learning = [row for row in learning if row[1] or row[2]]
+    slice_figures = slices(tables, results)
+    drawings = [*figures.values(), *slice_figures, *(d for row in learning for d in row[1:])]
     context = {
         "tables": tables,
         "results": results,
@@ -113,6 +158,9 @@ def document(tables: Tables, results: Row) -> Document:
         "verdict": results["verdict"].split("\n\n"),
         "broken": [row for row in results["validity"] if row["ok"] is False],
         "tiles": _tiles(tables, results),
+        "glance": glance(tables, results),
+        "stands": holds(results["correction"], confidence),
+        "counts": _counts(tables),
         "arms": _arm_table(tables, results),
         "benchmarks": [(s, b) for s, names in tables.suites.items() for b in names],
         "methods": _methods(results),
@@ -120,12 +168,36 @@ def document(tables: Tables, results: Row) -> Document:
         "parts": _parts(results),
         "contrasts": _contrast_tables(tables, results),
         "mechanisms": _mechanisms(tables),
+        "question": _question(tables),
+        "contents": list(CONTENTS.items()),
+        "curves": learning,
+        "slices": slice_figures,
+        "clusters": {
+            row["suite"]: row["among"] for row in results["slices"] if row["by"] == "cluster"
+        },
+        "variants": tables.arms("variant"),
+        "untagged_gain": _untagged_gain(tables, results),
+        "trials": _trials(tables),
         "samples": samples(tables),
         "stages": _stages(tables),
+        "cost": _cost(results),
         "provenance": _provenance(tables),
         "differences": _differences(tables),
     }
-    return Document(context=context, drawings=[one for one in figures.values() if one is not None])
+    return Document(context=context, drawings=[one for one in drawings if isinstance(one, Drawing)])
+
+
+def _question(tables: Tables) -> str:
+    if tables.sweep.get("joined"):
+        return "what differs?"
+    return "are the settings found better?" if tables.sweep.get("search") else "which part matters?"
+
+
+def _counts(tables: Tables) -> list[str]:
+    """How many arms of each kind were evaluated."""
+    names = {"cell": "arm", "variant": "variant", "base": "base"}
+    found = [(len(tables.arms(kind)), name) for kind, name in names.items()]
+    return [f"{count} {name}{'s' * (count != 1)}" for count, name in found if count]
 
 
 def _role(tables: Tables, arm: str, kind: str) -> str:
@@ -160,6 +232,30 @@ def _tiles(tables: Tables, results: Row) -> list[Row]:
     return tiles
 
 
+def glance(tables: Tables, results: Row) -> list[Row]:
+    """Each effect with what is known of it in one word, by suite: the answer at a glance."""
+    alpha = 1 - results["confidence"]
+    found: dict[str, dict[str, Row]] = {}
+    for row in results["effects"]:
+        if row["suite"] in tables.suites:
+            word = "open" if row["estimable"] else ""
+            if row["estimable"] and row["p_adjusted"] <= alpha:
+                word = "helps" if row["estimate"] > 0 else "harms"
+            found.setdefault(full_label(row), {})[row["suite"]] = row | {"word": word}
+    shown = [row for suites in found.values() for row in suites.values() if row["estimable"]]
+    left = min([0.0, *(row["low"] for row in shown)])
+    right = max([0.0, *(row["high"] for row in shown)])
+    for row in shown:  # One scale for all, so that lengths can be compared.
+        row["bar"] = [
+            round(BAR * (value - left) / (right - left), 1)
+            for value in (0.0, row["low"], row["estimate"], row["high"])
+        ]
+    return [
+        {"label": label, "suites": rows, "known": any(row["word"] for row in rows.values())}
+        for label, rows in found.items()
+    ]
+
+
 def _arm_table(tables: Tables, results: Row) -> list[Row]:
     """One row for each arm: suite and benchmark means, and the difference from its base."""
     cells = {(row["arm"], row["suite"], row["benchmark"]): row for row in results["arms"]}
@@ -183,8 +279,21 @@ def _arm_table(tables: Tables, results: Row) -> list[Row]:
                 },
             }
         )
+    planned = dict.fromkeys(str(cell["arm"]) for cell in tables.sweep.get("cells") or [])
+    rows += [
+        {
+            "arm": arm,
+            "parts": arm.split("+"),
+            "role": "missing",
+            "suites": dict.fromkeys(tables.suites),
+            "deltas": dict.fromkeys(tables.suites),
+            "benchmarks": {(s, b): None for s, names in tables.suites.items() for b in names},
+        }
+        for arm in planned
+        if arm not in kinds
+    ]
     first = next(iter(tables.suites))
-    order = {"reference": 0, "control": 1, "base": 2, "": 3}
+    order = {"reference": 0, "control": 1, "base": 2, "": 3, "missing": 5}
 
     def place(row: Row) -> tuple[int, float]:
         cell = row["suites"][first]
@@ -239,6 +348,7 @@ def _mechanisms(tables: Tables) -> Row | None:
     ]
     trained = tables.runs[tables.runs["kind"] != "base"]
     columns = [name for name in columns if trained[name].notna().any()]
+    columns.sort(key=lambda name: not name.endswith("_share"))
     if not columns:
         return None
     means = trained.groupby("arm", sort=False)[columns].mean()
@@ -254,7 +364,9 @@ def _mechanisms(tables: Tables) -> Row | None:
 def _quantity(value: float, share: bool) -> str:
     if pd.isna(value):
         return "–"
-    return f"{100 * value:.1f}%" if share else f"{value:.4g}"
+    if share:
+        return f"{100 * value:.1f}%"
+    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.4g}"
 
 
 def _stages(tables: Tables) -> list[Row] | None:
@@ -276,6 +388,63 @@ def _stages(tables: Tables) -> list[Row] | None:
     return rows
 
 
+def _untagged_gain(tables: Tables, results: Row) -> list[tuple[str, Row, Row]]:
+    """The reference's gain over its base by either way of reading answers, for each suite."""
+    rows = {(row["measure"], row["suite"]): row for row in results["reference_gain"]}
+    pairs = [
+        (suite, rows.get(("score", suite)), rows.get(("score_untagged", suite)))
+        for suite in tables.suites
+    ]
+    return [(s, a, b) for s, a, b in pairs if a and b and a["estimable"] and b["estimable"]]
+
+
+COSTS: dict[str, tuple[str, float, str]] = {
+    "train_seconds": ("training, min", 60, ".1f"),
+    "evaluate_seconds": ("answering, min", 60, ".1f"),
+    "gpu_hours": ("GPU hours", 1, ".2f"),
+    "train_samples": ("samples trained on", 1, ",.0f"),
+    "train_tokens": ("tokens trained on", 1, ",.0f"),
+    "answer_tokens": ("tokens answered", 1, ",.0f"),
+}
+"""Column of `cost` -> its title, what it is divided by, and how it is written."""
+
+
+def _cost(results: Row) -> Row | None:
+    rows = results["cost"]
+    keys = [key for key in COSTS if any(row.get(key) is not None for row in rows)]
+    if not keys:
+        return None
+
+    def text(row: Row, key: str) -> str:
+        _, unit, form = COSTS[key]
+        return "–" if row.get(key) is None else format(row[key] / unit, form)
+
+    return {
+        "columns": ["runs", *(COSTS[key][0] for key in keys)],
+        "rows": [(row["arm"], [row["runs"], *(text(row, key) for key in keys)]) for row in rows],
+    }
+
+
+def _trials(tables: Tables) -> Row | None:
+    """The trials of a search, with the objectives and settings they had."""
+    if tables.trials is None or tables.trials.empty:
+        return None
+    columns = [
+        name
+        for name in tables.trials.columns
+        if name in ("trial", "state") or str(name).startswith(("objective/", "setting/"))
+    ]
+    titles = [str(name).removeprefix("objective/").removeprefix("setting/") for name in columns]
+    rows = [[_value(value) for value in row] for row in tables.trials[columns].to_numpy(object)]
+    return {"columns": titles, "rows": rows}
+
+
+def _value(value: Any) -> str:
+    if value is None or (isinstance(value, float) and pd.isna(value)):
+        return "–"
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
 def _provenance(tables: Tables) -> list[tuple[str, str]]:
     given = tables.sweep.get("provenance") or {}
     return [(key, _text(value)) for key, value in flatten(given).items() if value is not None]
@@ -288,9 +457,9 @@ def _text(value: Any) -> str:
 def _differences(tables: Tables) -> Row | None:
     """The config keys in which arms differ, as a matrix."""
     arms = [arm for arm in tables.arms("cell", "variant") if arm in tables.configs]
-    keys = differing_keys([tables.configs[arm] for arm in arms]) if len(arms) > 1 else []
-    if not keys:
+    if len(arms) < 2:
         return None
+    keys = differing_keys([tables.configs[arm] for arm in arms])
     flat = {arm: flatten(tables.configs[arm]) for arm in arms}
     rows = [(arm, [_text(flat[arm].get(key)) for key in keys]) for arm in arms]
     return {"columns": keys, "rows": rows}

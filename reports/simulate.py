@@ -198,25 +198,34 @@ class Count:
     """How often, of how many, for each estimand of a kind."""
 
     def __init__(self) -> None:
-        self.hits: dict[str, dict[str, list[bool]]] = defaultdict(lambda: defaultdict(list))
+        self.hits: dict[str, dict[str, list[int]]] = defaultdict(dict)
 
     def add(
         self, kind: str, name: str, truth: float, low: float | None, high: float | None
     ) -> None:
         """An interval; one that is not estimable does not count."""
         if low is not None and high is not None:
-            self.hits[kind][name].append(low <= truth <= high)
+            self.put(kind, name, int(low <= truth <= high), 1)
+
+    def put(self, kind: str, name: str, hits: int, of: int) -> None:
+        """So many more, of so many."""
+        had = self.hits[kind].setdefault(name, [0, 0])
+        self.hits[kind][name] = [had[0] + hits, had[1] + of]
 
     def rows(self) -> list[Row]:
-        """Mean coverage of each kind, and the least and most of its estimands."""
+        """Mean coverage of each kind, and the least and most of its estimands.
+
+        `hits` has the counts that `join` adds up: estimand -> [covered, of].
+        """
         found = []
         for kind, names in self.hits.items():
-            shares = [float(np.mean(hits)) for hits in names.values()]
+            shares = [hits / of for hits, of in names.values()]
             mean = float(np.mean(shares))
             row: Row = {
                 "kind": kind,
                 "estimands": len(shares),
-                "sweeps": len(next(iter(names.values()))),
+                "sweeps": next(iter(names.values()))[1],
+                "hits": names,
             }
             found.append(row | {"coverage": mean, "least": min(shares), "most": max(shares)})
         return found
@@ -322,6 +331,28 @@ def false_positives_and_power(scenario: Scenario, count: int, seed: int) -> Row:
     return found
 
 
+def join(parts: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Results of other seeds, of other machines, as those of one simulation; by design."""
+    designs: dict[str, list[dict[str, Any]]] = defaultdict(list)
+    for part in parts:
+        designs[part["design"]].append(part)
+    found = []
+    for name, same in designs.items():
+        tally = Count()
+        for row in (row for part in same for row in part["coverage"]):
+            for estimand, (hits, of) in row["hits"].items():
+                tally.put(row["kind"], estimand, hits, of)
+        sweeps = [part["sweeps"] for part in same]
+        means = {
+            key: float(np.average([part[key] for part in same], weights=sweeps))
+            for key in same[0]
+            if key not in ("design", "coverage", "sweeps", "seed")
+        }
+        joined = {"design": name, "coverage": tally.rows(), **means, "sweeps": sum(sweeps)}
+        found.append(joined | {"seed": [part["seed"] for part in same]})
+    return found
+
+
 @dataclass(frozen=True, kw_only=True)
 class SimulationConfig:
     """Simulate sweeps with known effects and count how often the report is right."""
@@ -331,11 +362,13 @@ class SimulationConfig:
     also: int = 500
     """Of those, how many get the sensitivity rows (bootstrap, Lenth) too; they take longest."""
     designs: str = ""
-    """Only designs whose name contains this text."""
+    """Only the design of this name, or those whose name begins so."""
     seed: int = 0
     """Seed of the simulation."""
     json: Path | None = None
-    """A file for the numbers."""
+    """A file for the numbers; written after each design."""
+    join: list[Path] = field(default_factory=list)
+    """Simulate nothing: print, and write, such files of several seeds as one."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -344,20 +377,34 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = ArgumentParser(prog="python -m reports.simulate", description=SimulationConfig.__doc__)
     parser.add_class_arguments(SimulationConfig)
     given = parser.parse_args(None if arguments is None else list(arguments))
-    chosen = [one for one in scenarios() if given.designs in one.name]
+    if given.join:
+        parts = [part for file in given.join for part in json.loads(file.read_text("utf-8"))]
+        _write(given.json, joined := join(parts))
+        print("\n".join(map(markdown, joined)))
+        return 0
+    named = [one for one in scenarios() if one.name.startswith(given.designs)]
+    chosen = [one for one in named if one.name == given.designs] or named
     if not chosen:
         names = ", ".join(one.name for one in scenarios())
-        print(f"error: --designs {given.designs}: expected part of one of {names}", file=sys.stderr)
+        print(
+            f"error: --designs {given.designs}: expected the beginning of one of {names}",
+            file=sys.stderr,
+        )
         return 2
     results: list[dict[str, Any]] = []
     for scenario in chosen:
         rows = coverage(scenario, given.sweeps, given.seed, also=given.also)
         others = false_positives_and_power(scenario, given.sweeps, given.seed + 1)
-        results.append({"design": scenario.name, "coverage": rows, **others})
-        print(markdown(results[-1]), flush=True)
-    if given.json is not None:
-        given.json.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
+        found = {"design": scenario.name, "seed": given.seed, "coverage": rows, **others}
+        results.append(found)
+        _write(given.json, results)
+        print(markdown(found), flush=True)
     return 0
+
+
+def _write(file: Path | None, results: list[dict[str, Any]]) -> None:
+    if file is not None:
+        file.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
 
 
 def markdown(result: dict[str, Any]) -> str:

@@ -13,7 +13,13 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from reports.stats.outcomes import Benchmark
 
 COLUMNS = {
     "runs": ["run", "arm", "seed", "prompt", "code"],
@@ -27,8 +33,18 @@ COLUMNS = {
 }
 """The columns without which a table cannot be used; others are read when they are there."""
 
+LISTS = {
+    "cells": {"arm", "seed"},
+    "planned_contrasts": {"arm", "against"},
+    "flags": {"arm", "factor", "detail"},
+    "checks": {"check"},
+}
+"""Lists of sweep.json, where they are given, and what each of their entries has."""
+
 MEASURES = ["score", "score_untagged", "faithful", "format_ok", "response_tokens", "truncated"]
 """Item columns that are numbers (or booleans, or null)."""
+
+PLAIN = (pa.string(), pa.large_string())
 
 
 class TableError(ValueError):
@@ -53,6 +69,31 @@ class Factor:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Responses:
+    """The model's texts. They can be large, so only what is shown is read."""
+
+    file: Path
+
+    def of(self, runs: list[str]) -> pd.DataFrame:
+        """The first attempts of these runs, by (run, benchmark, item): column `response`."""
+        schema = _schema(self.file)
+        field = pc.field("run")
+        # Not cast without need: groups of rows are skipped by the runs they hold.
+        chosen = (field if schema.field("run").type in PLAIN else field.cast(pa.string())).isin(
+            runs
+        )
+        wanted = [*COLUMNS["responses"], "condition"]
+        columns = [name for name in wanted if name in schema.names]
+        table = _frame(_parquet(self.file, columns, chosen))
+        table = table.astype({"run": str, "benchmark": str, "item": str})
+        if "condition" in table.columns:
+            table = table[table["condition"].fillna("normal") == "normal"]
+        table = table[table["attempt"] == table["attempt"].min()]
+        key = ["run", "benchmark", "item"]
+        return table.drop_duplicates(key).set_index(key)
+
+
+@dataclass(frozen=True, kw_only=True)
 class Tables:
     """All result tables of a sweep."""
 
@@ -65,8 +106,11 @@ class Tables:
     runs: pd.DataFrame
     """One row per run, indexed by run id."""
     items: pd.DataFrame
-    """One row per run, item and attempt, under the normal condition."""
-    responses: pd.DataFrame | None = None
+    """One row per run, item and attempt, under the normal condition. Texts are categories, as there
+    may be millions of rows: `plain` writes them out."""
+    conditions: pd.DataFrame | None = None
+    """The same under other conditions (no image, another image), with `condition`."""
+    responses: Responses | None = None
     questions: pd.DataFrame | None = None
     curves: pd.DataFrame | None = None
     ladder: pd.DataFrame | None = None
@@ -90,11 +134,29 @@ class Tables:
 
     def arms(self, *kinds: str) -> list[str]:
         """Names of the arms of these kinds (`cell`, `variant`, `base`), in table order."""
-        return list(dict.fromkeys(self.runs.loc[self.runs["kind"].isin(kinds), "arm"]))
+        pairs = zip(self.arm_of.values(), self.kind_of.values(), strict=True)
+        return list(dict.fromkeys(arm for arm, kind in pairs if kind in kinds))
 
     def runs_of(self, arm: str) -> list[str]:
         """Ids of an arm's runs: one for each seed."""
-        return list(self.runs.index[self.runs["arm"] == arm])
+        return list(self._runs_of.get(arm, []))
+
+    @cached_property
+    def arm_of(self) -> dict[str, str]:
+        """run -> its arm."""
+        return dict(zip(self.runs.index, self.runs["arm"], strict=True))
+
+    @cached_property
+    def kind_of(self) -> dict[str, str]:
+        """run -> `cell`, `variant` or `base`."""
+        return dict(zip(self.runs.index, self.runs["kind"], strict=True))
+
+    @cached_property
+    def _runs_of(self) -> dict[str, list[str]]:
+        found: dict[str, list[str]] = {}
+        for run, arm in self.arm_of.items():
+            found.setdefault(arm, []).append(run)
+        return found
 
     @cached_property
     def _prompts(self) -> dict[str, str]:
@@ -116,6 +178,32 @@ class Tables:
         """The arm of the untrained base under the same prompt, if it was evaluated."""
         return self._bases.get(self._prompts[arm])
 
+    @cached_property
+    def item_runs(self) -> np.ndarray:
+        """(rows of `items`,) the place of each row's run among `runs`."""
+        run = pd.Categorical(self.items["run"])
+        return self.runs.index.get_indexer(run.categories)[run.codes]
+
+    @cached_property
+    def item_arms(self) -> tuple[np.ndarray, list[str]]:
+        """(rows of `items`,) index of each row's arm, and the names that it points to."""
+        arm, names = pd.factorize(self.runs["arm"])
+        return arm[self.item_runs], list(names)
+
+    @cached_property
+    def drawn(self) -> dict[tuple[str, str], pd.DataFrame]:
+        """Curves that were made ready to be drawn: several figures share them."""
+        return {}
+
+    @cached_property
+    def evaluated(self) -> dict[str, set[Benchmark]]:
+        """run -> the benchmarks of which it has items."""
+        found: dict[str, set[Benchmark]] = {}
+        columns = ["run", "suite", "benchmark"]
+        for run, suite, name in self.items[columns].drop_duplicates().itertuples(index=False):
+            found.setdefault(str(run), set()).add((str(suite), str(name)))
+        return found
+
     def levels_of(self, arm: str) -> dict[str, str]:
         """Factor -> level of an arm."""
         row = self.runs[self.runs["arm"] == arm].iloc[0]
@@ -136,7 +224,7 @@ def read_tables(directory: Path) -> Tables:
     sweep = _read_sweep(folder / "sweep.json")
     factors = _factors(folder / "sweep.json", sweep)
     runs = _read_runs(folder / "runs.parquet", factors)
-    items = _read_items(folder / "items.parquet", runs)
+    items, conditions = _read_items(folder / "items.parquet", runs)
     suites = _suites(folder, sweep, items)
     if str(sweep["reference_arm"]) not in set(runs["arm"]) | _planned_arms(sweep):
         raise TableError(
@@ -146,10 +234,17 @@ def read_tables(directory: Path) -> Tables:
         )
     optional = {
         name: _read_parquet(folder / f"{name}.parquet", COLUMNS[name])
-        for name in ("responses", "questions", "curves", "ladder", "stages", "trials")
+        for name in ("questions", "curves", "ladder", "stages", "trials")
         if (folder / f"{name}.parquet").exists()
     }
-    configs = folder / "configs.json"
+    if "curves" in optional:
+        optional["curves"] = _checked_curves(folder / "curves.parquet", optional["curves"], runs)
+    if "ladder" in optional:
+        numbers = ("order_index", "difficulty", "complexity")
+        _numbers(folder / "ladder.parquet", optional["ladder"], *numbers)
+    responses = folder / "responses.parquet"
+    if responses.exists():
+        _check_columns(responses, _schema(responses).names, COLUMNS["responses"])
     return Tables(
         folder=folder,
         sweep=sweep,
@@ -157,22 +252,42 @@ def read_tables(directory: Path) -> Tables:
         suites=suites,
         runs=runs,
         items=items,
-        configs=_read_json(configs) if configs.exists() else {},
+        conditions=conditions,
+        responses=Responses(file=responses) if responses.exists() else None,
+        configs=_configs(folder / "configs.json"),
         **optional,
     )
 
 
+def _configs(file: Path) -> dict[str, Any]:
+    configs = _read_json(file) if file.exists() else {}
+    if not isinstance(configs, dict) or not all(isinstance(c, dict) for c in configs.values()):
+        raise TableError(file, "arms", "expected a mapping of each arm to its settings")
+    return configs
+
+
 def _planned_arms(sweep: dict[str, Any]) -> set[str]:
-    return {str(cell["arm"]) for cell in sweep.get("cells", [])}
+    return {str(cell["arm"]) for cell in sweep.get("cells") or []}
 
 
 def _read_json(file: Path) -> Any:
     try:
-        return json.loads(file.read_text(encoding="utf-8"))
+        return _whole(json.loads(file.read_text(encoding="utf-8")))
     except FileNotFoundError:
         raise TableError(file, "missing", "this table is required; run the sweep first") from None
     except ValueError as error:
         raise TableError(file, "not JSON", f"{error}; write the table again") from error
+
+
+def _whole(value: Any) -> Any:
+    """The value without halves of characters (a lone \\ud800), which no file can hold."""
+    if isinstance(value, str):
+        return value.encode("utf-8", "replace").decode("utf-8")
+    if isinstance(value, list):
+        return [_whole(one) for one in value]
+    if isinstance(value, dict):
+        return {_whole(key): _whole(one) for key, one in value.items()}
+    return value
 
 
 def _read_sweep(file: Path) -> dict[str, Any]:
@@ -180,6 +295,19 @@ def _read_sweep(file: Path) -> dict[str, Any]:
     for key, kind in [("name", str), ("factors", dict), ("suites", dict), ("reference_arm", str)]:
         if not isinstance(sweep, dict) or not isinstance(sweep.get(key), kind):
             raise TableError(file, key, f"expected a {kind.__name__} under this key")
+    for suite, names in sweep["suites"].items():
+        if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+            raise TableError(file, f"suites.{suite}", "expected a list of benchmarks")
+    for key, fields in LISTS.items():
+        rows = sweep.get(key) or []
+        if not isinstance(rows, list) or not all(
+            isinstance(row, dict) and fields <= row.keys() for row in rows
+        ):
+            named = ", ".join(sorted(fields))
+            raise TableError(file, key, f"expected a list of entries, each with {named}")
+    for key in ("provenance", "aliases", "reference", "search", "joined"):
+        if not isinstance(sweep.get(key) or {}, dict):
+            raise TableError(file, key, "expected a mapping under this key")
     return sweep
 
 
@@ -187,9 +315,11 @@ def _factors(file: Path, sweep: dict[str, Any]) -> tuple[Factor, ...]:
     factors = []
     for name, entry in sweep["factors"].items():
         levels = entry.get("levels") if isinstance(entry, dict) else None
-        if not levels or len(levels) < 2:
-            raise TableError(file, f"factors.{name}.levels", "expected two or more level names")
-        names = tuple(str(level) for level in levels)
+        names = tuple(str(level) for level in levels) if isinstance(levels, list) else ()
+        if len(names) < 2 or len(set(names)) < len(names):
+            raise TableError(
+                file, f"factors.{name}.levels", "expected two or more different level names"
+            )
         control = str(entry.get("control"))
         if control not in names:
             raise TableError(file, f"factors.{name}.control", f"expected one of {', '.join(names)}")
@@ -197,21 +327,99 @@ def _factors(file: Path, sweep: dict[str, Any]) -> tuple[Factor, ...]:
     return tuple(factors)
 
 
-def _read_parquet(file: Path, columns: list[str]) -> pd.DataFrame:
+def _read_parquet(file: Path, columns: list[str], *, coded: bool = False) -> pd.DataFrame:
+    """A table with these columns and whatever else it has; `coded`: its texts as categories."""
+    if not file.exists():
+        raise TableError(file, "missing", "this table is required; run the sweep first")
+    schema = _schema(file)
+    _check_columns(file, schema.names, columns)
+    if not coded:
+        return _frame(_parquet(file))
+    texts = [one.name for one in schema if _is_text(one.type)]
+    table = _parquet(file, coded=[name for name in texts if schema.field(name).type in PLAIN])
+    codes = {name: _coded(table.column(name)) for name in texts}
+    return _frame(table.drop_columns(texts)).assign(**codes)
+
+
+def _is_text(kind: pa.DataType) -> bool:
+    return (kind.value_type if pa.types.is_dictionary(kind) else kind) in PLAIN
+
+
+def _coded(column: pa.ChunkedArray) -> pd.Categorical:
+    """Texts as codes of their sorted values; bytes that are no UTF-8 become replacement marks."""
+    if not pa.types.is_dictionary(column.type):
+        column = column.dictionary_encode()
+    parts = column.unify_dictionaries().chunks
+    if not parts:
+        return pd.Categorical([])
+    written = parts[0].dictionary.cast(pa.large_binary()).to_pylist()
+    texts = [None if one is None else one.decode("utf-8", "replace") for one in written]
+    names = sorted({text for text in texts if text is not None})
+    place: dict[str | None, int] = {name: index for index, name in enumerate(names)}
+    place[None] = -1
+    code = np.array([place[text] for text in [*texts, None]])
+    indices = [part.indices.cast(pa.int32()).fill_null(len(texts)).to_numpy() for part in parts]
+    return pd.Categorical.from_codes(code[np.concatenate(indices)], categories=names)
+
+
+def plain(table: pd.DataFrame) -> pd.DataFrame:
+    """The rows with their categories as texts."""
+    kinds = {
+        name: object for name, kind in table.dtypes.items() if isinstance(kind, pd.CategoricalDtype)
+    }
+    return table.astype(kinds)
+
+
+def _schema(file: Path) -> pa.Schema:
     try:
-        table = pd.read_parquet(file)
-    except FileNotFoundError:
-        raise TableError(file, "missing", "this table is required; run the sweep first") from None
-    except (OSError, ValueError) as error:
+        return pq.read_schema(file)
+    except (OSError, pa.ArrowException) as error:
         raise TableError(file, "not a parquet table", f"{error}; write the table again") from error
-    missing = [column for column in columns if column not in table.columns]
+
+
+def _parquet(
+    file: Path,
+    columns: list[str] | None = None,
+    chosen: pc.Expression | None = None,
+    *,
+    coded: list[str] | None = None,
+) -> pa.Table:
+    try:
+        return pq.read_table(file, columns=columns, filters=chosen, read_dictionary=coded)
+    except (OSError, pa.ArrowException) as error:
+        raise TableError(file, "not a parquet table", f"{error}; write the table again") from error
+
+
+def _check_columns(file: Path, present: list[str], columns: list[str]) -> None:
+    missing = [column for column in columns if column not in present]
     if missing:
         raise TableError(
-            file,
-            f"column {', '.join(missing)}",
-            f"missing; the table has {', '.join(table.columns)}",
+            file, f"column {', '.join(missing)}", f"missing; the table has {', '.join(present)}"
         )
-    return table
+
+
+def _frame(table: pa.Table) -> pd.DataFrame:
+    """As pandas; bytes that are no UTF-8 become replacement characters."""
+    for place, field_ in enumerate(table.schema):
+        if pa.types.is_dictionary(field_.type):
+            plain = table.column(place).cast(field_.type.value_type)
+            table = table.set_column(place, field_.name, plain)
+    try:
+        table.validate(full=True)
+    except pa.ArrowInvalid:
+        fields = [
+            pa.field(one.name, pa.large_binary()) if one.type in PLAIN else one
+            for one in table.schema
+        ]
+        table = table.cast(pa.schema(fields))
+    frame = table.to_pandas()
+    for name in [n for n, kind in frame.dtypes.items() if pd.api.types.is_object_dtype(kind)]:
+        if any(isinstance(value, bytes) for value in frame[name].iloc[:100]):
+            frame[name] = [
+                value.decode("utf-8", "replace") if isinstance(value, bytes) else value
+                for value in frame[name]
+            ]
+    return frame
 
 
 def _read_runs(file: Path, factors: tuple[Factor, ...]) -> pd.DataFrame:
@@ -221,6 +429,10 @@ def _read_runs(file: Path, factors: tuple[Factor, ...]) -> pd.DataFrame:
     if runs["run"].duplicated().any():
         twice = runs.loc[runs["run"].duplicated(), "run"].iloc[0]
         raise TableError(file, f"run {twice}", "occurs twice; a run has one row")
+    for column in ("run", "arm"):
+        if runs[column].isna().any():
+            raise TableError(file, column, "is null in some row; every row needs it")
+    _numbers(file, runs, "seed")
     if "kind" not in runs.columns:
         runs["kind"] = ["base" if str(arm).startswith("base/") else "cell" for arm in runs["arm"]]
     for factor in factors:
@@ -237,22 +449,25 @@ def _read_runs(file: Path, factors: tuple[Factor, ...]) -> pd.DataFrame:
     return runs.assign(run=runs["run"].astype(str)).set_index("run")
 
 
-def _read_items(file: Path, runs: pd.DataFrame) -> pd.DataFrame:
-    items = _read_parquet(file, COLUMNS["items"])
-    items = items.assign(run=items["run"].astype(str), item=items["item"].astype(str))
-    unknown = sorted(set(items["run"]) - set(runs.index))
+def _read_items(file: Path, runs: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame | None]:
+    """The items under the normal condition, and those under others, if there are any."""
+    items = _read_parquet(file, COLUMNS["items"], coded=True)
+    for column in ("run", "suite", "benchmark", "item", "attempt"):
+        if items[column].isna().any():
+            raise TableError(file, column, "is null in some row; every row needs it")
+    if items["cluster"].isna().any():
+        # What shares nothing with others is a cluster of its own.
+        cluster = items["cluster"].astype(object)
+        items["cluster"] = cluster.where(cluster.notna(), items["item"].astype(object))
+    for column in ("run", "suite", "benchmark", "item", "cluster"):
+        if not isinstance(items[column].dtype, pd.CategoricalDtype):
+            items[column] = pd.Categorical(items[column].astype(str))
+    unknown = sorted(set(items["run"].unique()) - set(runs.index))
     if unknown:
         raise TableError(file, f"run {unknown[0]}", "is not in runs.parquet; collect both together")
-    if "condition" in items.columns:
-        items = items[items["condition"].fillna("normal") == "normal"]
+    items, conditions = _by_condition(file, items)
     if items.empty:
         raise TableError(file, "no rows", "no run has been evaluated; continue the sweep")
-    for measure in MEASURES:
-        if measure in items.columns:
-            try:
-                items[measure] = pd.to_numeric(items[measure].astype(object)).astype(float)
-            except (TypeError, ValueError) as error:
-                raise TableError(file, measure, f"expected numbers or null ({error})") from error
     outside = items["score"].dropna()
     if outside.empty:
         raise TableError(file, "score", "every item is unscored; look at their reasons")
@@ -269,11 +484,63 @@ def _read_items(file: Path, runs: pd.DataFrame) -> pd.DataFrame:
             f"run {row['run']}, item {row['item']}",
             f"occurs twice in {row['benchmark']} with attempt {row['attempt']}",
         )
-    return items.reset_index(drop=True)
+    return items.reset_index(drop=True), conditions
+
+
+def _by_condition(file: Path, items: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame | None]:
+    """The items with their measures as numbers, apart by condition."""
+    for measure in MEASURES:
+        if measure in items.columns:
+            column = items[measure]
+            plain = isinstance(column.dtype, np.dtype) and column.dtype.kind in "biuf"
+            try:
+                number = pd.to_numeric(column if plain else column.astype(object)).astype(float)
+            except (TypeError, ValueError) as error:
+                raise TableError(file, measure, f"expected numbers or null ({error})") from error
+            # An infinite score is refused below; elsewhere it is as good as not recorded.
+            if measure != "score" and np.isinf(number).any():
+                number = number.where(np.isfinite(number))
+            items[measure] = number
+    if "condition" not in items.columns:
+        return items, None
+    normal = items["condition"].isna() | (items["condition"] == "normal")
+    if normal.all():
+        return items, None
+    others = items[~normal]
+    others = others.assign(condition=pd.Categorical(others["condition"].astype(str)))
+    twice = ["run", "benchmark", "condition", "item", "attempt"]
+    if others.duplicated(twice).any():
+        row = others[others.duplicated(twice)].iloc[0]
+        raise TableError(file, f"item {row['item']}", f"occurs twice under {row['condition']}")
+    return items[normal], others
+
+
+def _numbers(file: Path, table: pd.DataFrame, *columns: str) -> None:
+    """Raises TableError unless these columns hold numbers or nulls."""
+    for column in columns:
+        try:
+            pd.to_numeric(table[column])
+        except (TypeError, ValueError) as error:
+            raise TableError(file, column, f"expected numbers or null ({error})") from error
+
+
+def _checked_curves(file: Path, curves: pd.DataFrame, runs: pd.DataFrame) -> pd.DataFrame:
+    """The points that are numbers, of evaluated runs: others may still wait for that."""
+    curves = curves.assign(run=curves["run"].astype(str))
+    for column in ("step", "value", "samples", "tokens"):
+        if column in curves.columns:
+            try:
+                number = pd.to_numeric(curves[column]).astype(float)
+            except (TypeError, ValueError) as error:
+                raise TableError(file, column, f"expected numbers or null ({error})") from error
+            curves[column] = number.where(np.isfinite(number))
+    known = curves["run"].isin(runs.index) & curves["step"].notna() & curves["value"].notna()
+    return curves[known].reset_index(drop=True)
 
 
 def _suites(folder: Path, sweep: dict[str, Any], items: pd.DataFrame) -> dict[str, list[str]]:
-    present = set(zip(items["suite"], items["benchmark"], strict=True))
+    pairs = items[["suite", "benchmark"]].drop_duplicates().itertuples(index=False)
+    present = {(str(suite), str(benchmark)) for suite, benchmark in pairs}
     for suite, benchmark in sorted(present):
         if benchmark not in sweep["suites"].get(suite, []):
             raise TableError(

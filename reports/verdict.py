@@ -9,15 +9,29 @@ from reports.validity import points
 
 
 def verdict(tables: Tables, results: Row) -> list[str]:
-    """Paragraphs: what matters and what is unresolved, the gain over the base, the caveats."""
+    """Paragraphs: the answer, what is open and what it would take, the gain over the base, caveats.
+
+    The first stands alone: which parts matter on each suite, by how much, and how sure that is.
+    """
     suites = list(tables.suites)
-    main = suites[0]
-    paragraphs = [_effects(results, main)]
-    others = [_beside(results, suite) for suite in suites[1:]]
-    paragraphs[0] = " ".join([paragraphs[0], *[text for text in others if text]])
-    paragraphs.append(_gain(tables, results, main))
+    paragraphs = [_answer(results, suites)]
+    if tables.sweep.get("joined"):
+        paragraphs.append(_joined(tables))
+    paragraphs.append(_open(results, suites[0]))
+    paragraphs.append(_gain(tables, results, suites[0]))
     paragraphs.append(_caveat(tables, results))
     return [text for text in paragraphs if text]
+
+
+def _joined(tables: Tables) -> str:
+    joined = tables.sweep["joined"]
+    first, second, factor = joined["first"], joined["second"], joined["factor"]
+    count = f"{joined['arms']} arms that both have" if joined["arms"] > 1 else "one shared arm"
+    return (
+        f"This joins two sweeps, asked the same items. The effect {factor}={second} is what "
+        f"{second} differs by from {first}, over the {count}; an interaction with it is a "
+        "part that is worth more, or less, in one of them."
+    )
 
 
 def _interval(row: Row, key: str = "estimate") -> str:
@@ -28,47 +42,99 @@ def _names(rows: list[Row]) -> list[str]:
     return [full_label(row) for row in rows]
 
 
-def _needs(row: Row) -> str:
-    """What would resolve an effect, if it is as large as it looks."""
-    seeds, items = row["seeds_to_resolve"], row["items_to_resolve"]
-    ways = [f"{seeds} seeds in each arm"] if seeds else []
-    ways += [f"{items} times the items"] if items and items <= 10 else []
-    return f"; were that the truth, {' or '.join(ways)} would show it" if ways else ""
+def _needs(rows: list[Row]) -> str:
+    """What would resolve these effects, were they as large as they look."""
+    ways: list[str] = []
+    for row in rows:
+        seeds, items = row["seeds_to_resolve"], row["items_to_resolve"]
+        where = "" if ways else " in each arm"
+        more = [f"{seeds} seeds{where}"] if seeds else []
+        more += [f"{items} times the items"] if items and items <= 10 else []
+        if more:
+            ways.append(f"{full_label(row)} with {' or '.join(more)}")
+    if not ways:
+        return ""
+    looks = "it as large as it looks" if len(rows) == 1 else "they as large as they look"
+    return f"Were {looks}, a sweep would show {_join(ways)}."
 
 
 def _join(parts: list[str]) -> str:
     return parts[0] if len(parts) == 1 else ", ".join(parts[:-1]) + " and " + parts[-1]
 
 
-def _effects(results: Row, suite: str) -> str:
-    rows = [row for row in results["effects"] if row["suite"] == suite]
-    if not rows:
+def _effects(results: Row, suite: str) -> list[Row]:
+    return [row for row in results["effects"] if row["suite"] == suite]
+
+
+def _answer(results: Row, suites: list[str]) -> str:
+    """A sentence for each suite, and how sure what is said to help or harm is."""
+    if not results["effects"]:
         return "The sweep has no factors, so there is no factor effect to report."
+    unknown: dict[str, list[str]] = {}
+    for suite in suites:
+        rows = _effects(results, suite)
+        if rows and not any(row["estimable"] for row in rows):
+            unknown.setdefault(rows[0]["why"], []).append(suite)
+    said = [_matters(results, suite) for suite in suites]
+    sentences = [text for text, _ in said if text]
+    for why, names in unknown.items():
+        sentences.append(f"No factor's effect on {_join(names)} is estimable: {why}.")
+    if any(clear for _, clear in said):
+        count = len(_effects(results, suites[0]))
+        how = f"Intervals: {results['confidence']:.0%}, over runs"
+        if results["correction"] != "none" and count > 1:
+            how += f"; what helps or harms stands after {results['correction'].capitalize()}'s "
+            how += f"correction over the {count} main effects of its suite"
+        sentences.append(f"{how}.")
+    return " ".join(sentences)
+
+
+def _matters(results: Row, suite: str) -> tuple[str, bool]:
+    """What helps or harms on a suite, and whether anything does."""
+    alpha = 1 - results["confidence"]
+    estimable = [row for row in _effects(results, suite) if row["estimable"]]
+    if not estimable:
+        return "", False
+    estimable.sort(key=lambda row: -abs(row["estimate"]))
+    parts = []
+    for up, verb in ((True, "help"), (False, "harm")):
+        clear = [
+            row for row in estimable if row["p_adjusted"] <= alpha and (row["estimate"] > 0) == up
+        ]
+        if clear:
+            named = [f"{full_label(row)} ({_interval(row)})" for row in clear]
+            parts.append(f"{_join(named)} {verb}{'s' if len(clear) == 1 else ''}")
+    if parts:
+        return f"On {suite}, {'; '.join(parts)}.", True
+    near = min(estimable, key=lambda row: row["p_adjusted"])
+    if near["p"] <= alpha:
+        return (
+            f"On {suite}, no factor's effect stands after {results['correction'].capitalize()}'s "
+            f"correction; {full_label(near)} comes nearest ({_interval(near)}, "
+            f"p {near['p']:.2g}, adjusted {near['p_adjusted']:.2g})."
+        ), False
+    return (
+        f"On {suite}, no factor's effect can be told from 0; the largest is "
+        f"{full_label(estimable[0])} ({_interval(estimable[0])})."
+    ), False
+
+
+def _open(results: Row, suite: str) -> str:
+    """What a suite leaves open, what would resolve it, and what the sweep could have seen."""
+    rows = _effects(results, suite)
     alpha = 1 - results["confidence"]
     estimable = [row for row in rows if row["estimable"]]
     if not estimable:
-        reason = rows[0]["why"]
-        return f"No factor's effect on {suite} is estimable: {reason}."
-    clear = [row for row in estimable if row["p_adjusted"] <= alpha]
-    clear.sort(key=lambda row: -abs(row["estimate"]))
+        return ""
     unclear = [row for row in estimable if row["p_adjusted"] > alpha]
+    unclear.sort(key=lambda row: row["p"])
     sentences = []
-    if clear:
-        verb = "matters" if len(clear) == 1 else "matter"
-        parts = [f"{full_label(row)} by {_interval(row)}" for row in clear]
-        sizes = _interval(clear[0]) if len(clear) == 1 else _join(parts)
-        how = f"{results['confidence']:.0%} intervals over runs"
-        if results["correction"] != "none":
-            how += f"; stands after {results['correction'].capitalize()} correction over the "
-            how += f"{len(rows)} main effects"
-        sentences.append(f"On {suite}, {_join(_names(clear))} {verb}: {sizes} ({how}).")
-    else:
-        sentences.append(f"On {suite}, no factor's effect can be told from 0.")
-    detectable = next((row for row in results["mde"] if row["suite"] == suite), None)
     if unclear:
-        parts = [f"{full_label(row)} ({_interval(row)}{_needs(row)})" for row in unclear]
         verb = "is" if len(unclear) == 1 else "are"
-        sentences.append(f"Unresolved {verb} {_join(parts)}.")
+        parts = [f"{full_label(row)} ({_interval(row)})" for row in unclear]
+        sentences.append(f"Unresolved on {suite} {verb} {_join(parts)}.")
+        sentences.append(_needs(unclear))
+    detectable = next((row for row in results["mde"] if row["suite"] == suite), None)
     if detectable is not None and detectable["value"] is not None:
         many = len(estimable) > 1 and results["correction"] != "none"
         after = f" ({100 * detectable['corrected']:.1f} after correction)" if many else ""
@@ -87,23 +153,7 @@ def _effects(results: Row, suite: str) -> str:
     if pairs:
         parts = [f"{full_label(row)} ({_interval(row)})" for row in pairs]
         sentences.append(f"Parts that change each other's effect: {_join(parts)}.")
-    return " ".join(sentences)
-
-
-def _beside(results: Row, suite: str) -> str:
-    rows = [row for row in results["effects"] if row["suite"] == suite and row["estimable"]]
-    if not rows:
-        return ""
-    alpha = 1 - results["confidence"]
-    clear = [row for row in rows if row["p_adjusted"] <= alpha]
-    if not clear:
-        largest = max(rows, key=lambda row: abs(row["estimate"]))
-        return (
-            f"On {suite}, no effect can be told from 0; the largest is {full_label(largest)} "
-            f"({_interval(largest)})."
-        )
-    parts = [f"{full_label(row)} ({_interval(row)})" for row in clear]
-    return f"On {suite}, {_join(parts)} {'matters' if len(clear) == 1 else 'matter'}."
+    return " ".join(filter(None, sentences))
 
 
 def _gain(tables: Tables, results: Row, suite: str) -> str:
@@ -144,10 +194,15 @@ def _gain(tables: Tables, results: Row, suite: str) -> str:
 def _caveat(tables: Tables, results: Row) -> str:
     cells = tables.runs[tables.runs["kind"] == "cell"]
     seeds = cells.groupby("arm").size()
+    if seeds.empty:
+        return "No trained run of the design is there, so nothing is known of its factors."
     each = f"{seeds.min()}" if seeds.min() == seeds.max() else f"{seeds.min()}–{seeds.max()}"
     plural = "seed" if each == "1" else "seeds"
+    given = ["one base model", "one ladder"]
+    if cells["seed"].nunique() == 1:  # What it does cancels between arms, also where it should not.
+        given.append("one seed that all arms share")
     return (
         f"{len(cells)} trained runs in {len(seeds)} arms ({each} {plural} each) inform these "
-        "numbers; a run, not an item, is the unit of replication. All of it is conditional on one "
-        "base model and one ladder."
+        "numbers; a run, not an item, is the unit of replication. All of it is conditional on "
+        f"{', '.join(given[:-1])} and {given[-1]}."
     )

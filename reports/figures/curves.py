@@ -29,8 +29,37 @@ POINTS = 15
 """Curves of more steps than this are averaged in so many bins, so that they can be read."""
 
 
-def smoothed(curves: pd.DataFrame, metric: str) -> pd.DataFrame:
-    """(runs, steps) of one metric; many steps are averaged in bins, labelled by their middle."""
+AXES = {
+    "step": ("steps", "step"),
+    "samples": ("samples", "samples seen, thousands"),
+    "tokens": ("tokens", "tokens seen, millions"),
+}
+"""Column that curves can be drawn against -> its name, and the label of the axis."""
+UNITS = {"step": 1.0, "samples": 1e3, "tokens": 1e6}
+
+
+def axes_of(tables: Tables) -> list[str]:
+    """What the curves can be drawn against."""
+    curves = tables.curves
+    if curves is None:
+        return []
+    return [axis for axis in AXES if axis in curves.columns and curves[axis].notna().any()]
+
+
+def smoothed(tables: Tables, metric: str, values: str = "value") -> pd.DataFrame:
+    """(runs, steps) of one metric; many steps are averaged in bins, labelled by their middle.
+
+    `values` may name another column: where on that axis the runs were then. Made once: figures
+    against steps, samples and tokens draw the same points.
+    """
+    known = tables.drawn
+    if (metric, values) not in known:
+        assert tables.curves is not None, "callers ask for axes_of first"
+        known[metric, values] = _smoothed(tables.curves, metric, values)
+    return known[metric, values]
+
+
+def _smoothed(curves: pd.DataFrame, metric: str, values: str) -> pd.DataFrame:
     part = curves[curves["metric"] == metric]
     steps = np.unique(part["step"])
     if len(steps) <= POINTS:
@@ -39,12 +68,28 @@ def smoothed(curves: pd.DataFrame, metric: str) -> pd.DataFrame:
         groups = np.array_split(steps, POINTS)
         names = {step: float(group.mean()) for group in groups for step in group}
         middle = part["step"].map(names)
-    return part.assign(step=middle).pivot_table(index="run", columns="step", values="value")
+    return part.assign(step=middle).pivot_table(index="run", columns="step", values=values)
 
 
-def by_arm(tables: Tables) -> Drawing | None:
-    """Small multiples of the metrics that were recorded; each line the mean of an arm's seeds."""
-    if tables.curves is None:
+def _positions(tables: Tables, metric: str, axis: str, values: pd.DataFrame) -> pd.DataFrame:
+    """(runs, bins) as `values` of a metric: where each run was on an axis then."""
+    if axis == "step":
+        steps = np.broadcast_to(np.asarray(values.columns, dtype=float), values.shape)
+        return pd.DataFrame(steps, index=values.index, columns=values.columns)
+    return smoothed(tables, metric, axis).reindex_like(values) / UNITS[axis]
+
+
+def _name(stem: str, axis: str) -> str:
+    return stem if axis == "step" else f"{stem}_{axis}"
+
+
+def by_arm(tables: Tables, confidence: float, axis: str = "step") -> Drawing | None:
+    """Small multiples of the metrics that were recorded; each line the mean of an arm's seeds.
+
+    The arms that stand out have a band over seeds, whose variance is pooled over the arms: two or
+    three seeds of an arm by themselves say next to nothing of it.
+    """
+    if tables.curves is None or axis not in axes_of(tables):
         return None
     recorded = set(tables.curves["metric"])
     metrics = [metric for metric in METRICS if metric in recorded][:6]
@@ -57,39 +102,50 @@ def by_arm(tables: Tables) -> Drawing | None:
         figure = canvas(9.2, 0.5 + 2.35 * lines)
         panels = figure.subplots(lines, columns, squeeze=False)
         for axes, metric in zip(panels.flat, metrics, strict=False):
-            table = smoothed(tables.curves, metric)
+            table = smoothed(tables, metric)
+            places = _positions(tables, metric, axis, table)
             arms = table.index.map(tables.runs["arm"])
-            for arm in sorted(set(arms), key=lambda arm: (arm in colours, arm)):
-                mean = table[arms == arm].mean(axis=0).dropna()
+            means, middles = table.groupby(arms).mean(), places.groupby(arms).mean()
+            halves = _half_widths(table, arms, confidence)
+            for arm in sorted(means.index, key=lambda arm: (arm in colours, arm)):
+                mean = means.loc[arm].dropna()
                 special = arm in colours
                 width, colour = (2.0, colours[arm]) if special else (0.9, REST)
                 marker = "o" if len(mean) <= FEW else None
-                axes.plot(mean.index, mean, marker=marker, c=colour, lw=width, markersize=3)
+                place = middles.loc[arm]
+                x = place.reindex(mean.index)
+                axes.plot(x, mean, marker=marker, c=colour, lw=width, markersize=3)
+                if special and halves.loc[arm].notna().any():
+                    half = halves.loc[arm].reindex(mean.index)
+                    axes.fill_between(x, mean - half, mean + half, color=colour, alpha=0.18, lw=0)
             axes.set_title(METRICS[metric])
             bare(axes, grid="y")
         for axes in list(panels.flat)[len(metrics) :]:
             axes.set_visible(False)
         for axes in panels[-1]:
-            axes.set_xlabel("step")
+            axes.set_xlabel(AXES[axis][1])
         entries = [(arm_label(tables, arm), colour, 2.0) for arm, colour in colours.items()]
         entries.append(("other arms", REST, 0.9))
         _legend(figure, entries)
         names = ", ".join(METRICS[metric] for metric in metrics)
-        alt = f"Learning curves of every arm against training steps: {names}."
-        return Drawing(figure=figure, name="curves", title="Learning curves by arm", alt=alt)
+        alt = f"Learning curves of every arm against training {AXES[axis][0]}: {names}."
+        title = f"Learning curves by arm against {AXES[axis][0]}"
+        return Drawing(figure=figure, name=_name("curves", axis), title=title, alt=alt)
 
 
-def by_level(tables: Tables, confidence: float) -> Drawing | None:
+def by_level(tables: Tables, confidence: float, axis: str = "step") -> Drawing | None:
     """One panel for each factor: mean over all runs of a level, with its interval over runs."""
-    if tables.curves is None or not tables.factors:
+    if tables.curves is None or not tables.factors or axis not in axes_of(tables):
         return None
     recorded = set(tables.curves["metric"])
-    found = [(m, smoothed(tables.curves, m)) for m in METRICS if m in recorded]
+    found = ((m, smoothed(tables, m)) for m in METRICS if m in recorded)
     metric, table = next(((m, t) for m, t in found if t.shape[1] > 1), (None, None))
     if metric is None or table is None:
         return None
+    places = _positions(tables, metric, axis, table)
     cells = tables.runs.loc[table.index]
     table, cells = table[cells["kind"] == "cell"], cells[cells["kind"] == "cell"]
+    places = places.loc[table.index]
     texts = []
     with style():
         count = len(tables.factors)
@@ -102,34 +158,47 @@ def by_level(tables: Tables, confidence: float) -> Drawing | None:
             palette[factor.control] = ORANGE
             for level in factor.levels:
                 rows = table[(cells[factor.name] == level).to_numpy()]
-                _band(axes, rows, palette.get(level, MUTED), level, confidence)
+                place = places.loc[rows.index].mean(axis=0)
+                _band(axes, rows, place, palette.get(level, MUTED), level, confidence)
                 if len(rows):
                     last = rows.mean(axis=0).dropna()
                     texts.append(f"{factor.name} {level} ends at {last.iloc[-1]:.3f}")
             axes.set_title(factor.name)
-            axes.set_xlabel("step")
+            axes.set_xlabel(AXES[axis][1])
             axes.legend(loc="lower right", fontsize=8.5)
             bare(axes, grid="y")
         panels[0].set_ylabel(METRICS[metric])
         alt = f"{METRICS[metric]} by factor level. " + "; ".join(texts)
-        title = f"{METRICS[metric].capitalize()} by factor level"
-        return Drawing(figure=figure, name="curves_by_level", title=title, alt=alt)
+        title = f"{METRICS[metric].capitalize()} by factor level against {AXES[axis][0]}"
+        return Drawing(figure=figure, name=_name("curves_by_level", axis), title=title, alt=alt)
 
 
-def _band(axes: Axes, rows: pd.DataFrame, colour: str, label: str, confidence: float) -> None:
+def _half_widths(table: pd.DataFrame, arms: pd.Index, confidence: float) -> pd.DataFrame:
+    """(arms, steps) half of each arm's t interval; the variance between seeds pooled over arms.
+
+    NaN where no arm has two runs.
+    """
+    groups = table.groupby(arms)
+    df = (groups.count() - 1).clip(lower=0).sum(axis=0)
+    squares = ((table - groups.transform("mean")) ** 2).sum(axis=0)
+    sd = np.sqrt(squares / df.where(df > 0))
+    return stats.t.ppf((1 + confidence) / 2, df.where(df > 0)) * sd / np.sqrt(groups.count())
+
+
+def _band(
+    axes: Axes, rows: pd.DataFrame, place: pd.Series, colour: str, label: str, confidence: float
+) -> None:
     """Mean over runs and its t interval; the line alone where there is one run."""
     rows = rows.dropna(axis=1, how="all")
     if rows.empty:
         return
-    mean = rows.mean(axis=0)
-    axes.plot(mean.index, mean, color=colour, linewidth=2, label=label)
-    count = rows.notna().sum(axis=0)
-    if count.min() >= 2:
-        quantile = stats.t.ppf((1 + confidence) / 2, count - 1)
-        half = quantile * rows.std(axis=0, ddof=1) / np.sqrt(count)
-        axes.fill_between(
-            mean.index, mean - half, mean + half, color=colour, alpha=0.18, linewidth=0
-        )
+    mean, count = rows.mean(axis=0), rows.notna().sum(axis=0)
+    x = place.reindex(mean.index)
+    axes.plot(x, mean, color=colour, linewidth=2, label=label)
+    if count.min() < 2:
+        return
+    half = stats.t.ppf((1 + confidence) / 2, count - 1) * rows.std(axis=0, ddof=1) / np.sqrt(count)
+    axes.fill_between(x, mean - half, mean + half, color=colour, alpha=0.18, linewidth=0)
 
 
 def _legend(figure: Figure, entries: list[tuple[str, str, float]]) -> None:

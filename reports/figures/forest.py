@@ -24,7 +24,7 @@ from reports.figures.style import (
     style,
     zero_line,
 )
-from reports.labels import full_label
+from reports.labels import full_label, short
 from reports.tables import Tables
 
 
@@ -52,12 +52,14 @@ def effects(results: Row, which: str, *, title: str) -> Drawing | None:
                 axes.axvspan(-100 * band, 100 * band, color=GRID, alpha=0.55, linewidth=0, zorder=0)
             zero_line(axes)
             for row in (row for row in rows if row["suite"] == suite):
-                _line(axes, labels.index(full_label(row)), row, alpha)
+                line(axes, labels.index(full_label(row)), row, alpha)
             axes.margins(x=0.08)
             axes.set_title(suite)
             axes.set_xlabel("effect, points")
             bare(axes)
-        panels[0].set_yticks(range(len(labels)), [label.replace(" [", "\n[") for label in labels])
+        panels[0].set_yticks(
+            range(len(labels)), ["\n[".join(map(short, label.split(" [", 1))) for label in labels]
+        )
         panels[0].set_ylim(len(labels) - 0.5, -0.5)
         texts = [
             f"{full_label(row)} on {row['suite']} {100 * row['estimate']:+.1f} points "
@@ -69,7 +71,7 @@ def effects(results: Row, which: str, *, title: str) -> Drawing | None:
         return Drawing(figure=figure, name=which, title=title, alt=f"{title}. " + "; ".join(texts))
 
 
-def _line(axes: Axes, y: int, row: Row, alpha: float) -> None:
+def line(axes: Axes, y: int, row: Row, alpha: float) -> None:
     """An effect and its interval; filled where it stands after correction."""
     if not row["estimable"]:
         _not_estimable(axes, y)
@@ -125,11 +127,13 @@ def arms(tables: Tables, results: Row) -> Drawing:
             low, high = axes.get_xlim()
             if high - low < 1:
                 axes.set_xlim(low - 5, high + 5)
+            # The last number of a panel stays apart from the first of the next one.
+            axes.locator_params(axis="x", nbins=5)
             axes.set_title(suite)
             axes.set_xlabel("accuracy, %")
             bare(axes)
         few = len(names) <= 10 or not tables.factors
-        labels = [arm_label(tables, a) if few or a in colours else "" for a in names]
+        labels = [short(arm_label(tables, a)) if few or a in colours else "" for a in names]
         panels[0].set_yticks(range(len(names)), labels)
         panels[0].set_ylim(len(names) - 0.4, -0.6)
         texts = [
@@ -167,6 +171,7 @@ def _dot(axes: Axes, y: int, row: Row, colour: str) -> None:
 
 def _matrix(axes: Axes, tables: Tables, names: list[str]) -> None:
     """Which level each arm has: a full dot for a level that is not the control's."""
+    dots: dict[str, list[tuple[int, int]]] = {INK: [], GRID: []}
     for y, arm in enumerate(names):
         levels = tables.levels_of(arm)
         for x, factor in enumerate(tables.factors):
@@ -174,10 +179,13 @@ def _matrix(axes: Axes, tables: Tables, names: list[str]) -> None:
             if level is None:
                 continue
             active = level != factor.control
-            axes.plot(x, y, "o", color=INK if active else GRID, markersize=5.5)
+            dots[INK if active else GRID].append((x, y))
             if active and len(factor.others) > 1:
                 axes.annotate(level, (x, y), xytext=(5, -3), textcoords="offset points", fontsize=7)
-    axes.set_xticks(range(len(tables.factors)), [f.name for f in tables.factors])
+    for colour, places in dots.items():
+        if places:
+            axes.plot(*zip(*places, strict=True), "o", color=colour, markersize=5.5)
+    axes.set_xticks(range(len(tables.factors)), [short(f.name, 24) for f in tables.factors])
     axes.tick_params(axis="x", labelrotation=90, labelsize=8)
     axes.set_xlim(-0.6, max(0.6, len(tables.factors) - 0.4))
     bare(axes)
@@ -198,6 +206,16 @@ def accuracy_by_length(tables: Tables, results: Row) -> Drawing | None:
         texts = []
         for axes, suite in zip(panels, suites, strict=True):
             found = [arm for arm, name in length if name == suite and (arm, suite) in score]
+            front = [length[arm, suite] for arm in found if length[arm, suite]["front"]]
+            front.sort(key=lambda row: row["mean"])
+            axes.plot(
+                [row["mean"] for row in front],
+                [100 * row["score"] for row in front],
+                color=MUTED,
+                linewidth=1,
+                linestyle=(0, (4, 2)),
+                zorder=1,
+            )
             for arm in sorted(found, key=lambda arm: arm in colours):
                 x, y = length[arm, suite], score[arm, suite]
                 _cross(axes, x, y, colours.get(arm, REST), arm in colours)
@@ -237,4 +255,5 @@ def _legend(figure: Figure, tables: Tables, colours: dict[str, str]) -> None:
     handles = [
         Line2D([], [], color=c, marker="o", linestyle="-", label=label) for label, c in shown
     ]
+    handles.append(Line2D([], [], color=MUTED, linestyle=(0, (4, 2)), label="Pareto front"))
     figure.legend(handles=handles, loc="outside lower center", ncols=min(6, len(handles)))

@@ -15,7 +15,9 @@ def ladder(tables: Tables) -> Drawing | None:
     """Levels along the ladder, questions by difficulty, complexity by difficulty."""
     if tables.ladder is None or tables.ladder.empty:
         return None
-    table = tables.ladder.sort_values("order_index")
+    table = tables.ladder[tables.ladder["difficulty"].notna()].sort_values("order_index")
+    if table.empty:
+        return None
     levels = np.sort(table["difficulty"].unique())
     palette = sns.color_palette("viridis_r", len(levels)).as_hex()
     with style():

@@ -50,6 +50,74 @@ def search(tables: Tables) -> Drawing | None:
         return Drawing(figure=figure, name="search", title="The search", alt=alt)
 
 
+def parallel(tables: Tables) -> Drawing | None:
+    """Parallel coordinates: a finished trial is a line through its settings and its objective.
+
+    None for a search in one setting, whose panel in `search` says the same.
+    """
+    given = tables.sweep.get("search")
+    if tables.trials is None or given is None or len(given["space"]) < 2:
+        return None
+    done = tables.trials[tables.trials["state"] == "complete"]
+    if len(done) < 2:
+        return None
+    objective = given["objectives"][0]
+    metric = str(objective["metric"])
+    reached = done[f"objective/{metric}"].astype(float)
+    names = [*given["space"], metric]
+    heights, ends = [], []
+    for key, setting in given["space"].items():
+        height, low, high = _coordinate(done[f"setting/{key}"], setting)
+        heights.append(height)
+        ends.append((low, high))
+    span = float(reached.max() - reached.min()) or 1.0
+    heights.append(((reached - reached.min()) / span).to_numpy())
+    ends.append((_text(float(reached.min())), _text(float(reached.max()))))
+    worth = heights[-1] if objective["direction"] == "maximize" else 1 - heights[-1]
+    best = _best(done, given)
+    with style():
+        figure = canvas(9.2, 3.2)
+        axes = figure.subplots()
+        places = np.arange(len(names))
+        lines = np.stack(heights, axis=1)
+        for line, good, index in zip(lines, worth, done.index, strict=True):
+            chosen = index == best
+            axes.plot(
+                places,
+                line,
+                color=ORANGE if chosen else BLUE,
+                alpha=1.0 if chosen else 0.12 + 0.6 * float(good),
+                linewidth=2.6 if chosen else 1.2,
+                zorder=4 if chosen else 2,
+            )
+        for place, (low, high) in enumerate(ends):
+            axes.axvline(place, color=MUTED, linewidth=1, zorder=1)
+            axes.annotate(low, (place, -0.06), ha="center", va="top", fontsize=8, color=INK)
+            axes.annotate(high, (place, 1.04), ha="center", va="bottom", fontsize=8, color=INK)
+        axes.set_xticks(places, names)
+        axes.tick_params(axis="x", pad=14)
+        axes.set_yticks([])
+        axes.set_ylim(-0.14, 1.14)
+        bare(axes, grid="y")
+        spans = "; ".join(f"{n}: {a} to {b}" for n, (a, b) in zip(names, ends, strict=True))
+        alt = f"Parallel coordinates of {len(done)} finished trials. The axes: {spans}."
+        return Drawing(figure=figure, name="search_parallel", title="Trials side by side", alt=alt)
+
+
+def _coordinate(values: pd.Series, setting: dict[str, Any]) -> tuple[np.ndarray, str, str]:
+    """(trials,) heights between 0 and 1 on a setting's axis, and what its ends are called."""
+    choices = setting["choices"]
+    if choices:
+        place = values.map(_text).map({str(name): i for i, name in enumerate(choices)})
+        height = place.astype(float) / max(1, len(choices) - 1)
+        return height.to_numpy(), str(choices[0]), str(choices[-1])
+    number = values.astype(float)
+    scaled = np.log(number) if setting["log"] else number
+    span = float(scaled.max() - scaled.min()) or 1.0
+    height = ((scaled - scaled.min()) / span).to_numpy()
+    return height, _text(float(number.min())), _text(float(number.max()))
+
+
 def _best(done: pd.DataFrame, given: dict[str, Any]) -> Any:
     """Index of the trial that the comparison calls the winner."""
     same = pd.Series(True, index=done.index)

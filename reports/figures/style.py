@@ -14,7 +14,10 @@ from typing import Any, Literal
 import matplotlib
 import seaborn as sns
 from matplotlib.axes import Axes
+from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
+
+from reports.text import visible
 
 INK, MUTED, GRID, REST, PAPER = "#1b2431", "#5f6b79", "#dde2e8", "#b4bdc8", "#fffffe"
 BLUE, ORANGE, GREEN, _, PINK, BROWN = sns.color_palette("colorblind", 6).as_hex()
@@ -27,6 +30,7 @@ DARK = {
     BLUE: "#4fa8e0",
 }
 """What each ink becomes on a dark page."""
+LONGEST_ALT = 2000
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,13 +43,28 @@ class Drawing:
     alt: str
     """What the figure shows, for those who do not see it."""
 
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "alt", _shortened(visible(self.alt)))
+        object.__setattr__(self, "title", visible(self.title))
+        # Once for all encodings: each would measure every text anew, and draw twice to do so.
+        engine = self.figure.get_layout_engine()
+        if engine is not None:
+            with style():
+                engine.execute(self.figure)
+            self.figure.set_layout_engine(None)
+
     @cached_property
     def light(self) -> str:
         """The SVG for a light page, without dates and random ids."""
         buffer = io.StringIO()
         with style():
             self.figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None})
-        return re.sub(r"^.*?(?=<svg)", "", buffer.getvalue(), flags=re.DOTALL)
+        return visible(re.sub(r"^.*?(?=<svg)", "", buffer.getvalue(), flags=re.DOTALL))
+
+    @property
+    def svg(self) -> bytes:
+        """The figure as a file of its own, on white."""
+        return self.light.replace(PAPER, "#ffffff").encode()
 
     @property
     def dark(self) -> str:
@@ -86,6 +105,11 @@ class Drawing:
         return round(96 * float(self.figure.get_size_inches()[1]))
 
 
+def _shortened(alt: str) -> str:
+    """Nobody listens to more; the tables hold every number."""
+    return alt if len(alt) <= LONGEST_ALT else alt[:LONGEST_ALT].rpartition(";")[0] + "; and more"
+
+
 def _uri(svg: str) -> str:
     return "data:image/svg+xml;base64," + base64.b64encode(svg.encode()).decode()
 
@@ -109,6 +133,8 @@ def style() -> Iterator[None]:
     fixed: Any = {
         "svg.hashsalt": "report",
         "svg.fonttype": "path",
+        # Names come from files: a $ in one of them is no formula.
+        "text.parse_math": False,
         "font.family": "sans-serif",
         "font.sans-serif": ["DejaVu Sans"],
         "font.size": 9.5,
@@ -125,7 +151,9 @@ def style() -> Iterator[None]:
 
 def canvas(width: float, height: float) -> Figure:
     """An empty figure of this size in inches."""
-    return Figure(figsize=(width, height), layout="constrained")
+    figure = Figure(figsize=(width, height), dpi=72, layout="constrained")
+    FigureCanvasSVG(figure)  # Texts are measured as the SVG has them.
+    return figure
 
 
 def zero_line(axes: Axes) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 from scipy import stats
@@ -19,9 +20,21 @@ class ClusterBootstrap:
     draws: dict[Key, np.ndarray]
     """outcome -> (B, R) run means."""
 
+    @cached_property
+    def places(self) -> dict[str, int]:
+        """run -> its column in the draws."""
+        return {run: place for place, run in enumerate(self.runs)}
+
+    @cached_property
+    def _known(self) -> dict[tuple[Key, tuple[str, ...]], np.ndarray]:
+        return {}
+
     def means(self, key: Key, arm: list[str]) -> np.ndarray:
         """(B,) resampled mean of an arm's runs."""
-        return self.draws[key][:, [self.runs.index(run) for run in arm]].mean(axis=1)
+        of = (key, tuple(arm))
+        if of not in self._known:
+            self._known[of] = self.draws[key][:, [self.places[run] for run in arm]].mean(axis=1)
+        return self._known[of]
 
     def interval(
         self, key: Key, arm: list[str], against: list[str] | None = None, *, confidence: float

@@ -59,6 +59,10 @@ class Interval:
         return self.low is not None
 
 
+LEAST_DF = 0.5
+"""With fewer degrees of freedom an interval of 95% is over 200 standard errors wide."""
+
+
 def t_interval(
     estimate: float,
     variance: float | None,
@@ -76,6 +80,9 @@ def t_interval(
     """
     if variance is None or not variance > ROUNDING**2:
         why = method if variance is None else "there is no variation to estimate it from"
+        return Interval(estimate=estimate, method="not estimable", why=why)
+    if df < LEAST_DF:
+        why = "hardly a degree of freedom is left to estimate its variance from"
         return Interval(estimate=estimate, method="not estimable", why=why)
     se = float(np.sqrt(variance))
     half = critical_value(confidence, float(df), round(shared, 9)) * se
@@ -103,10 +110,8 @@ def tails(ratio: float, df: float, shared: float = 0.0) -> float:
         return float(2 * special.stdtr(df, -ratio) if np.isfinite(df) else 2 * stats.norm.sf(ratio))
     node, weight = _direction(df)
     scale, offset = np.sqrt(1 - shared), np.sqrt(shared * df) * node
-    both = special.stdtr(df, (-ratio - offset) / scale) + special.stdtr(
-        df, (-ratio + offset) / scale
-    )
-    return float(weight @ both)
+    # The directions are symmetric, so that both tails hold the same.
+    return float(2 * weight @ special.stdtr(df, (-ratio - offset) / scale))
 
 
 @lru_cache(maxsize=4096)
@@ -226,8 +231,10 @@ class Design:
     def _model(self, degree: int) -> tuple[np.ndarray, np.ndarray]:
         """The model matrix of all interactions up to `degree`, and its pseudoinverse."""
         if degree not in self._matrices:
-            rows = self.levels.to_dict("records")
-            matrix = np.stack([self._row(row, degree) for row in rows])
+            runs = self.levels.to_dict("records")
+            made = {tuple(row.values()): row for row in runs}
+            known = {levels: self._row(row, degree) for levels, row in made.items()}
+            matrix = np.stack([known[tuple(row.values())] for row in runs])
             self._matrices[degree] = matrix, np.linalg.pinv(matrix)
         return self._matrices[degree]
 
@@ -325,16 +332,36 @@ class Design:
         return self._hat(row, 2)
 
     @cached_property
-    def residual(self) -> tuple[np.ndarray, int]:
-        """(N, N) projection on the residuals that run variance comes from, and its rank (df)."""
+    def df(self) -> int:
+        """Degrees of freedom of the residuals that run variance comes from."""
         count = len(self.cell)
         if self.within:
-            member = (self.cell[:, None] == self.cell[None, :]).astype(float)
-            return np.eye(count) - member / member.sum(axis=1), count - len(np.unique(self.cell))
+            return count - len(np.unique(self.cell))
         if self.degree < 2:
-            return np.zeros((count, count)), 0
-        matrix, inverse = self._model(self.degree)
-        return np.eye(count) - matrix @ inverse, count - int(np.linalg.matrix_rank(matrix))
+            return 0
+        return count - int(np.linalg.matrix_rank(self.matrix))
+
+    def residuals(self, values: np.ndarray) -> np.ndarray:
+        """(N, ...) of each run -> what the cells' means, or the model, leave of it.
+
+        Projected on the space that run variance comes from; 0 where there is none (`df` is 0).
+        """
+        if self.df == 0:
+            return np.zeros_like(values)
+        if not self.within:
+            matrix, inverse = self._model(self.degree)
+            return values - matrix @ (inverse @ values)
+        order, starts, sizes = self._grouped
+        shape = (-1, *[1] * (values.ndim - 1))
+        means = np.add.reduceat(values[order], starts, axis=0) / sizes.reshape(shape)
+        return values - means[self.cell]
+
+    @cached_property
+    def _grouped(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """(N,) runs by cell, and where each cell starts among them, and its size."""
+        order = np.argsort(self.cell, kind="stable")
+        starts = np.flatnonzero(np.diff(self.cell[order], prepend=-1))
+        return order, starts, np.bincount(self.cell)
 
     def planned(self, weights: np.ndarray, seeds: int) -> tuple[float, float]:
         """(squared length of a contrast, df) if every cell had this many seeds.
@@ -349,7 +376,7 @@ class Design:
 
     def run_variance(self, means: np.ndarray) -> RunVariance:
         """The variance of a run, pooled over the design, from the runs' means (N,)."""
-        projection, df = self.residual
+        df = self.df
         if df == 0:
             return RunVariance(
                 value=None,
@@ -357,7 +384,7 @@ class Design:
                 source="one run per cell and no interactions of order three or higher to pool: "
                 "add seeds to estimate the variation between runs",
             )
-        squares = float(np.sum((projection @ means) ** 2))
+        squares = float(np.sum(self.residuals(means) ** 2))
         if squares <= ROUNDING * max(1.0, float(means @ means)):
             return RunVariance(value=None, df=df, source="the runs show no variation at all")
         pooled = "variance within cells and " if self.replicated else ""
@@ -369,8 +396,7 @@ class Design:
 
     def shared(self, weights: np.ndarray) -> float:
         """(N,) weights -> the squared length that they have in the residuals' space."""
-        projection, _ = self.residual
-        return float(weights @ projection @ weights)
+        return float(weights @ self.residuals(weights))
 
     def estimate(
         self, weights: np.ndarray | None, means: np.ndarray, *, confidence: float

@@ -57,7 +57,7 @@ def mixed_logit(outcome: Outcome, key: Key, runs: list[str], design: Design) -> 
     Raises NotFitted where run variance is not estimable, scores are not single right or wrong
     answers, all or none are right, there are too many, or the fit does not converge.
     """
-    _, df = design.residual
+    df = design.df
     if df == 0:
         raise NotFitted("one run per cell and nothing to estimate the variation between runs from")
     parts = [outcome.scores[name].loc[runs].to_numpy(dtype=float) for name in outcome.weights[key]]

@@ -19,12 +19,13 @@ def made(tmp_path: Path) -> Callable[[Made], Tables]:
 
 
 @pytest.fixture(scope="session")
-def example(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder of the default example, tables only."""
-    return write_example(tmp_path_factory.mktemp("example"), Made(clusters=25))
+def example(once: Callable[..., Path]) -> Path:
+    """The folder of the default example: its tables, and the report of `built` later on."""
+    return once("example", lambda folder: write_example(folder, Made(clusters=25)))
 
 
 @pytest.fixture(scope="session")
-def built(example: Path) -> Path:
+def built(example: Path, once: Callable[..., Path]) -> Path:
     """The report of the default example, in all formats."""
-    return build_report(example)
+    once("built", lambda _: build_report(example))
+    return example / "report"

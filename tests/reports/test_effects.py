@@ -9,7 +9,7 @@ import statsmodels.formula.api as smf
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from reports.stats.effects import Design
+from reports.stats.effects import Design, t_interval
 from reports.stats.fractions import two_level_contrasts
 
 
@@ -64,6 +64,20 @@ def test_replicated_cells_agree_with_the_saturated_model_of_statsmodels() -> Non
     assert found.df == fit.df_resid == 16
     assert [found.low, found.high] == pytest.approx(list(2 * fit.conf_int(0.1).loc["b"]))
     assert "within cells" in found.method
+
+
+def test_residuals_are_what_the_cells_or_the_model_leave() -> None:
+    """By the projection matrix, which is not made: designs may have hundreds of runs."""
+    values = np.random.default_rng(5).normal(size=(24, 7))
+    design = grid(3, seeds=3)
+    same = design.cell[:, None] == design.cell[None, :]
+    assert design.residuals(values) == pytest.approx(values - same / 3 @ values)
+    assert design.residuals(values[:, 0]) == pytest.approx(design.residuals(values)[:, 0])
+    single = grid(4)
+    hat = single.matrix @ np.linalg.pinv(single.matrix)
+    assert single.df == 5
+    assert single.residuals(values[:16]) == pytest.approx(values[:16] - hat @ values[:16])
+    assert not grid(2).residuals(values[:4]).any() and grid(2).df == 0
 
 
 def test_a_few_replicates_are_pooled_with_the_high_order_interactions() -> None:
@@ -182,3 +196,9 @@ def test_intervals_cover_the_truth_as_often_as_they_say(factors: int, seeds: int
         assert found.low is not None and found.high is not None
         hits += found.low <= 0 <= found.high
     assert 0.85 < hits / 400 < 0.95
+
+
+def test_hardly_a_degree_of_freedom_gives_no_interval() -> None:
+    found = t_interval(0.1, 0.01, 0.0002, confidence=0.95, method="t", shared=0.05)
+    assert (found.estimate, found.low, found.p) == (0.1, None, None)
+    assert found.method == "not estimable" and "degree of freedom" in (found.why or "")

@@ -1,6 +1,7 @@
 """Leave-one-out, add-one-in, Shapley shares, slices, and what would resolve an effect."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -8,8 +9,9 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from reports.analysis import Settings
+from reports.analysis import Analysis, Settings
 from reports.example import Made, write_example
+from reports.measures import Measures
 from reports.numbers import analyse
 from reports.tables import Tables, read_tables
 
@@ -94,11 +96,51 @@ def test_slices_answer_the_question_for_parts_of_the_items(made: Write) -> None:
         assert row["p"] is None or row["p_adjusted"] >= row["p"] - 1e-12
 
 
+def test_a_cluster_in_which_a_part_does_harm_stands_out(tmp_path: Path) -> None:
+    """The effect in it is that of its items alone, and every cluster looked at is corrected for."""
+    write_example(tmp_path, replace(EXACT, clusters=20, run_sd=0.01))
+    file = tmp_path / "results" / "items.parquet"
+    items = pd.read_parquet(file)
+    runs = pd.read_parquet(tmp_path / "results" / "runs.parquet").set_index("run")
+    there = (items["benchmark"] == "count") & (items["cluster"] == "scene-007")
+    harm = 0.3 * (there & items["run"].map(runs["format"] == "on"))
+    noise = np.random.default_rng(0).normal(0, 0.01, len(items))
+    items.assign(score=items["score"] - harm + noise).to_parquet(file)
+    tables = read_tables(tmp_path)
+    rows = find(analyse(tables, Settings())["slices"], by="cluster", suite="reasoning")
+    assert len({row["value"] for row in rows}) == 12 and {row["among"] for row in rows} == {40}
+    first = rows[0]["value"]
+    assert first == "count/scene-007", "two benchmarks have a cluster of this name"
+    (row,) = find(rows, value=first, factor="format")
+    assert row["items"] == 4 and row["estimate"] == pytest.approx(0.06 - 0.3, abs=0.02)
+    assert row["p_adjusted"] < 1e-6 and row["p"] * 120 >= row["p_adjusted"] > row["p"]
+    score = Measures(tables=tables, settings=Settings()).of("score")
+    assert score is not None
+    mask = items[(items["run"] == items["run"].iloc[0]) & there]["item"]
+    part = score.outcome.part(
+        {("reasoning", "count"): score.outcome.scores["reasoning", "count"].columns.isin(mask)}
+    )
+    assert part is not None
+    inside, key = Analysis(tables, part, Settings()), ("reasoning", None)
+    alone = inside.combination(inside.main_weights("format", "on", key), key)
+    assert [row["low"], row["high"]] == pytest.approx([alone.low, alone.high])
+
+
+def test_small_clusters_are_no_slices(tmp_path: Path) -> None:
+    write_example(tmp_path, replace(EXACT, run_sd=0.01))
+    file = tmp_path / "results" / "items.parquet"
+    items = pd.read_parquet(file)
+    items.assign(cluster=items["item"]).to_parquet(file)
+    found = analyse(read_tables(tmp_path), Settings())["slices"]
+    assert {row["by"] for row in found} == {"type", "difficulty"}
+
+
 def test_what_is_not_recorded_has_no_slices(tmp_path: Path) -> None:
     write_example(tmp_path, Made(clusters=5, optional=False))
     file = tmp_path / "results" / "items.parquet"
     pd.read_parquet(file).drop(columns=["type", "difficulty"]).to_parquet(file)
-    assert analyse(read_tables(tmp_path), Settings())["slices"] == []
+    found = analyse(read_tables(tmp_path), Settings())["slices"]
+    assert {row["by"] for row in found} <= {"cluster"}
 
 
 def test_an_open_effect_says_what_would_resolve_it(made: Write) -> None:

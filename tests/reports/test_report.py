@@ -17,10 +17,12 @@ from reports.analysis import Settings
 from reports.build import build_report, main, results_of
 from reports.configs import variant_role
 from reports.example import Made, write_example
+from reports.labels import holds
+from reports.render import BAR, glance
 from reports.samples import samples, segments
 from reports.stats.effects import Interval
 from reports.tables import TableError, Tables, read_tables
-from reports.validity import points
+from reports.validity import points, validity
 from reports.verdict import verdict
 
 Write = Callable[[Made], Tables]
@@ -152,7 +154,10 @@ def test_every_arm_meets_the_base_under_its_own_prompt(example: Path) -> None:
 def test_equal_tables_give_equal_bytes(built: Path) -> None:
     """In another process too, where sets and hashes come in another order."""
     first = {file: file.read_bytes() for file in built.rglob("*") if file.is_file()}
-    assert {file.name for file in first} >= {"index.html", "report.md", "results.json", "arms.png"}
+    assert {file.name for file in first} >= {
+        *("index.html", "report.md", "tables.tex", "results.json", "results.csv"),
+        *("arms.png", "arms.svg"),
+    }
     command = [sys.executable, "-m", "reports", str(built.parent)]
     seed = "1" if os.environ.get("PYTHONHASHSEED") != "1" else "2"
     subprocess.run(command, check=True, env=os.environ | {"PYTHONHASHSEED": seed})
@@ -161,7 +166,7 @@ def test_equal_tables_give_equal_bytes(built: Path) -> None:
 
 def test_the_page_is_one_file_without_network(built: Path) -> None:
     page = (built / "index.html").read_text()
-    for address in ("http://", "https://", "//cdn", "<script", "@import"):
+    for address in ("http://", "https://", "//cdn", "<script src", '<link rel="style', "@import"):
         assert address not in page.replace("http://www.w3.org", "")
     assert page.count("<img") == page.count(' alt="')
     for section in (
@@ -273,13 +278,25 @@ def test_a_broken_gate_stands_above_the_verdict(built: Path) -> None:
     assert "paid in no group" in page
 
 
-def test_the_controls_are_judged_by_their_intervals(example: Path) -> None:
+def test_a_control_is_judged_by_its_suites_together(example: Path) -> None:
     tables = read_tables(example)
     assert variant_role(tables, "placebo") == "placebo"
     assert variant_role(tables, "second_seed") == "second seed"
     results = results_of(tables, Settings())
     rows = [row for row in results["validity"] if "“" in row["check"]]
     assert len(rows) == 2 and all(row["ok"] is not None for row in rows)
+
+    def judged(**p: float) -> bool | None:
+        found = [
+            row | {"p": p[row["suite"]]} if row["arm"] == "second_seed" else row
+            for row in results["contrasts"]
+        ]
+        again = validity(tables, results | {"contrasts": found})
+        (row,) = (row for row in again if "second_seed" in row["check"])
+        return row["ok"]
+
+    assert judged(reasoning=0.4, general=0.026, all=0.01), "two chances of a false alarm"
+    assert judged(reasoning=0.4, general=0.024, all=0.9) is False
 
 
 def test_one_factor_claims_are_checked(tmp_path: Path) -> None:
@@ -294,12 +311,61 @@ def test_one_factor_claims_are_checked(tmp_path: Path) -> None:
 def test_the_verdict_says_what_matters_and_what_is_open(made: Write) -> None:
     tables = made(Made(effects=FOUR, exact=True, run_sd=0.002, clusters=3, optional=False))
     results = results_of(tables, Settings())
-    first, gain, caveat = verdict(tables, results)
-    assert "format, bonus and curriculum matter" in first
-    assert "Unresolved is dynamic_weights" in first
-    assert "in four of five cases" in first
+    answer, unresolved, gain, caveat = verdict(tables, results)
+    said = (
+        r"On reasoning, format \(.*\) and curriculum \(.*\) help; bonus \(.*\) harms\. On general"
+    )
+    assert re.match(said, answer)
+    assert "after Holm's correction over the 4 main effects" in answer
+    assert unresolved.startswith("Unresolved on reasoning is dynamic_weights (")
+    assert "in four of five cases" in unresolved
     assert "without regard to tags" in gain and "faithfulness" in gain and "general" in gain
-    assert "one base model and one ladder" in caveat
+    assert "one base model, one ladder and one seed that all arms share" in caveat
+    several = made(Made(effects=FOUR, seeds=(0, 1), clusters=3, optional=False))
+    *_, caveat = verdict(several, results_of(several, Settings()))
+    assert caveat.endswith("conditional on one base model and one ladder.")
+
+
+def test_the_answer_at_a_glance_is_the_verdicts(made: Write) -> None:
+    tables = made(Made(effects=FOUR, exact=True, run_sd=0.002, clusters=3, optional=False))
+    rows = {
+        row["label"]: row["suites"]["reasoning"]
+        for row in glance(tables, results_of(tables, Settings()))
+    }
+    words = {"curriculum": "helps", "format": "helps", "bonus": "harms", "dynamic_weights": "open"}
+    assert {name: row["word"] for name, row in rows.items()} == words
+    for row in rows.values():
+        zero, low, middle, high = row["bar"]
+        assert 0 <= low < middle < high <= BAR and 0 <= zero <= BAR
+        assert (low > zero) == (row["low"] > 0) and (high < zero) == (row["high"] < 0)
+
+
+def test_what_cannot_be_known_is_said_once_and_not_called_open(made: Write) -> None:
+    tables = made(Made(effects={"bonus": 0.06}, clusters=3, variants=False, optional=False))
+    results = results_of(tables, Settings())
+    assert [row["word"] for one in glance(tables, results) for row in one["suites"].values()] == [
+        "",
+        "",
+    ]
+    answer, gain, _ = verdict(tables, results)
+    assert answer.startswith("No factor's effect on reasoning and general is estimable: one run")
+    assert answer.count("one run") == 1 and "an interval is not estimable" in gain
+
+
+def test_an_effect_that_only_the_correction_holds_back_is_named(made: Write) -> None:
+    tables = made(Made(effects=FOUR, clusters=3, optional=False))
+    results = results_of(tables, Settings())
+    for row in results["effects"]:
+        row |= (
+            {"p": 0.03, "p_adjusted": 0.12}
+            if row["factor"] == "bonus"
+            else {"p": 0.6, "p_adjusted": 1.0}
+        )
+    answer = verdict(tables, results)[0]
+    assert "no factor's effect stands after Holm's correction; bonus comes nearest" in answer
+    assert "p 0.03, adjusted 0.12" in answer
+    assert holds("holm", 0.95) == "stands after Holm's correction"
+    assert holds("none", 0.95) == "p at most 0.05, without a correction"
 
 
 def test_points_are_signed_and_zero_is_not() -> None:
@@ -314,14 +380,26 @@ def test_samples_show_fixed_broken_and_unsolved_questions(example: Path) -> None
     tables = read_tables(example)
     shown = samples(tables)
     assert shown is not None
-    assert {row["kind"] for row in shown} == {"fixed", "broken", "never right"}
-    for row in shown:
+    assert {row["kind"] for row in shown.rows} == {"fixed", "broken", "never right"}
+    for row in shown.rows:
         verdicts = [answer["correct"] for answer in row["answers"]]
         arms = [answer["arm"] for answer in row["answers"]]
         assert arms == ["base/observe", "control", tables.reference]
         assert row["image"].startswith("data:image/png;base64,")
         expected = {"fixed": [False, True], "broken": [True, False], "never right": [False, False]}
         assert [verdicts[0], verdicts[2]] == expected[row["kind"]]
+
+
+def test_questions_whose_image_is_there_are_shown_first(example: Path, tmp_path: Path) -> None:
+    shutil.copytree(example / "results", tmp_path / "results")
+    last = "item.str[-1].isin(['1', '3', '5', '7', '9'])"
+    edit(tmp_path, "questions.parquet", lambda t: t.assign(image=t["image"].mask(t.eval(last))))
+    shown = samples(read_tables(tmp_path))
+    assert shown is not None
+    for count in shown.counts:
+        there = [row["image"] is not None for row in shown.rows if row["kind"] == count["kind"]]
+        assert there == sorted(there, reverse=True)
+    assert {row["image"] is None for row in shown.rows} == {True, False}
 
 
 def test_segments_keep_every_character() -> None:
@@ -346,7 +424,7 @@ def test_hostile_responses_stay_text(tmp_path: Path) -> None:
     edit(tmp_path, "responses.parquet", lambda table: table.assign(response=evil))
     edit(tmp_path, "questions.parquet", lambda table: table.assign(question=evil))
     page = (build_report(tmp_path, ["html"]) / "index.html").read_text()
-    assert "<script" not in page and "<img src=x" not in page
+    assert page.count("<script") == 1 and "<img src=x" not in page
     assert "&lt;script&gt;" in page
 
 
@@ -425,5 +503,5 @@ def test_the_command_end_to_end(example: Path, tmp_path: Path) -> None:
     assert main([str(tmp_path), "--confidence", "2"]) == 2
     with pytest.raises(SystemExit, match="2"):
         main([str(tmp_path), "--unknown", "1"])
-    with pytest.raises(TableError, match="expected html, md, json"):
+    with pytest.raises(TableError, match="expected html, md, tex, json"):
         build_report(tmp_path, ["docx"])

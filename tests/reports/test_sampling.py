@@ -17,7 +17,7 @@ from reports.stats.contrasts import (
 )
 from reports.stats.effects import RunVariance
 from reports.stats.multiplicity import adjust, benjamini_hochberg, holm
-from reports.stats.outcomes import Outcome, cluster_variance, outcome
+from reports.stats.outcomes import Combined, Outcome, cluster_variance, outcome, paired
 from reports.stats.power import detectable, fewest, minimum_detectable_effect, power_of
 
 SUITES = {"hard": ["x", "y"], "easy": ["z"]}
@@ -148,11 +148,46 @@ def test_the_crossed_variances_are_those_of_the_generating_model() -> None:
         clusters={("s", "b"): cluster},
         weights={("s", None): {("s", "b"): 1.0}},
     )
-    projection = np.eye(runs) - 1 / runs
-    both, _ = found.run_by_item_variance(("s", None), names, projection, runs - 1)
+
+    def around_the_mean(values: np.ndarray) -> np.ndarray:
+        return values - values.mean(axis=0)
+
+    both, _ = found.run_by_item_variance(("s", None), names, around_the_mean, runs - 1)
     assert both == pytest.approx(0.3**2 / items, rel=0.1)
     over_items, _ = found.item_variance(("s", None), names)
     assert over_items == pytest.approx(0.2**2 / clusters + 0.1**2 / items + both / runs, rel=0.2)
+
+
+@pytest.mark.parametrize("unscored", [0.0, 0.1])
+def test_a_combination_of_outcomes_is_that_of_its_differences(unscored: float) -> None:
+    """Items in clusters that are not in order, some answers unscored in one of the two."""
+    generator = np.random.default_rng(8)
+    names, cluster = [f"r{index}" for index in range(6)], generator.integers(9, size=40)
+
+    def made() -> Outcome:
+        table = generator.normal(size=(6, 40))
+        table[generator.random(table.shape) < unscored] = np.nan
+        return Outcome(
+            scores={("s", "b"): pd.DataFrame(table, index=names)},
+            clusters={("s", "b"): pd.factorize(cluster)[0]},
+            weights={("s", None): {("s", "b"): 1.0}},
+        )
+
+    first, second = paired(made(), made())
+    assert first.scores["s", "b"].isna().equals(second.scores["s", "b"].isna())
+    parts = {"clusters": first.clusters, "weights": first.weights}
+    difference = first.scores["s", "b"] - 0.7 * second.scores["s", "b"]
+    plain = Outcome(scores={("s", "b"): difference}, **parts)
+    found = Combined(scores=first.scores, **parts, first=first, second=second, ratio=0.7)
+    key = ("s", None)
+    assert found.means[key].tolist() == pytest.approx(plain.means[key].tolist())
+    assert found.item_variance(key, names[:2]) == pytest.approx(plain.item_variance(key, names[:2]))
+
+    def around_the_mean(values: np.ndarray) -> np.ndarray:
+        return values - values.mean(axis=0)
+
+    both = [one.run_by_item_variance(key, names, around_the_mean, 5) for one in (found, plain)]
+    assert both[0] == pytest.approx(both[1])
 
 
 @settings(max_examples=25, deadline=None)

@@ -55,5 +55,17 @@ def test_the_command_prints_a_table_and_writes_the_numbers(
     assert "leave one out, 3 seeds" in printed and "Family-wise" in printed
     (row,) = json.loads((tmp_path / "out.json").read_text())
     assert row["sweeps"] == 4
+    other = [*arguments[:3], "--seed=7", f"--json={tmp_path / 'other.json'}"]
+    assert main(other) == 0
+    files = [str(tmp_path / name) for name in ("out.json", "other.json")]
+    assert main(["--join", json.dumps(files), f"--json={tmp_path / 'both.json'}"]) == 0
+    parts = [json.loads(Path(file).read_text())[0] for file in files]
+    (both,) = json.loads((tmp_path / "both.json").read_text())
+    assert both["sweeps"] == 8 and both["seed"] == [0, 7]
+    for row, *mine in zip(both["coverage"], *(part["coverage"] for part in parts), strict=True):
+        assert row["coverage"] == pytest.approx(np.mean([one["coverage"] for one in mine]))
+        assert row["sweeps"] == sum(one["sweeps"] for one in mine)
+    powers = [part["power_value"] for part in parts]
+    assert both["power_value"] == pytest.approx(np.mean(powers))
     assert main(["--designs=nothing"]) == 2
-    assert "expected part of one of" in capsys.readouterr().err
+    assert "expected the beginning of one of" in capsys.readouterr().err
