@@ -7,13 +7,14 @@ OUT    ?= runs
 BIN    := $(VENV)/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help .venv sweep smoke test test-slurm test-vllm test-browser chaos kills simulate perf-env lint format clean
+.PHONY: help .venv sweep smoke test test-long test-slurm test-vllm test-browser chaos kills simulate perf-env lint format clean
 
 help:
 	@echo "make .venv         set up the environment"
 	@echo "make sweep         set up, run ablations/full.yaml, write $(OUT)/full/report"
 	@echo "make smoke         the same path on a small scale, in minutes"
 	@echo "make test          tests that need nothing but Python, with coverage"
+	@echo "make test-long     the long ones among them: kills, several processes, searches"
 	@echo "make test-slurm    the Slurm executor on a real Slurm, started for the tests"
 	@echo "make test-vllm     sampling with vLLM, run for real on the CPU"
 	@echo "make test-browser  the report in a real Chromium"
@@ -42,7 +43,11 @@ smoke: .venv
 
 test: .venv
 	$(BIN)/python -m pytest tests --ignore=tests/browser --ignore=tests/slurm --ignore=tests/vllm \
-		-n 2 --dist worksteal --cov --cov-report=term --cov-report=xml
+		-m "not long" -n 2 --dist worksteal --cov --cov-report=term --cov-report=xml
+
+test-long: .venv
+	$(BIN)/python -m pytest tests --ignore=tests/browser --ignore=tests/slurm --ignore=tests/vllm \
+		-m long -n 2 --dist worksteal
 
 test-browser: .venv
 	@command -v chromium >/dev/null || { \
@@ -63,6 +68,7 @@ test-slurm: .venv
 # torch.compile would spend longer on vLLM's sampler than the tests do on everything else.
 test-vllm: .venv-vllm/.installed
 	TORCH_COMPILE_DISABLE=1 .venv-vllm/bin/python -m pytest tests/vllm
+	TORCH_COMPILE_DISABLE=1 .venv-vllm/bin/python -m pytest tests/slurm/test_paper.py -k with_vllm
 
 .venv-vllm/.installed: tests/vllm/requirements.txt tests/vllm/torchvision_on_cpu.py pyproject.toml
 	$(PYTHON) -m venv .venv-vllm
@@ -80,7 +86,7 @@ chaos: .venv
 simulate: .venv
 	$(BIN)/python -m reports.simulate
 
-# test has four of them.
+# test-long has four of them.
 kills: .venv
 	KILLS=20 $(BIN)/python -m pytest tests/observe/test_kills.py -s --timeout 3600
 

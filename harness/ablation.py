@@ -40,14 +40,24 @@ class Resources:
     """What one stage occupies."""
 
     gpus: int = 0
-    """GPUs; without any, the stage sees none."""
+    """GPUs on each node; without any, the stage sees none."""
     cpus: int = 1
-    """Cores and threads of torch. Part of a stage's identity: the thread count changes
-    floating-point results."""
+    """Cores on each node, and threads of torch, shared out among its processes. Part of a stage's
+    identity: the thread count changes floating-point results."""
     mem_gb: float = 3.0
-    """Memory in gigabytes."""
+    """Memory on each node in gigabytes."""
+    nodes: int = 1
+    """Machines that work on the stage together (train alone, and more than one on Slurm alone)."""
+    processes: int = 1
+    """Processes on each node (train alone), mostly one per GPU; parallel.strategy says how they
+    share the work. Their number on all nodes is part of a stage's identity."""
     hours: float = 1.0
     """Expected hours, for estimates until a stage of the kind has been measured."""
+
+    @property
+    def ranks(self) -> int:
+        """Processes on all nodes."""
+        return self.nodes * self.processes
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

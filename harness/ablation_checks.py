@@ -18,6 +18,8 @@ from observe.mapping import from_mapping, load_yaml, with_overrides
 
 SUITES = Path(benchmarks.__file__).resolve().parent / "suites.yaml"
 """Suite -> benchmarks."""
+TASKS = SUITES.parent / "tasks"
+"""A file for each benchmark."""
 
 RESERVED = ("run", "arm", "seed", "kind", "prompt", "code")
 """Columns of the runs table beside the factors."""
@@ -75,6 +77,17 @@ def check(ablation: Ablation, source: str) -> None:
             fail(f"{key}.cpus", f"expected 1 or more, got {resources.cpus}")
         if resources.gpus < 0:
             fail(f"{key}.gpus", f"expected 0 or more, got {resources.gpus}")
+        for name, number in (("nodes", resources.nodes), ("processes", resources.processes)):
+            if number < 1:
+                fail(f"{key}.{name}", f"expected 1 or more, got {number}")
+            if number > 1 and field.name != "train":
+                fail(f"{key}.{name}", "only train shares its work out; remove this key")
+        if resources.gpus % resources.processes and resources.processes > 1:
+            fail(
+                f"{key}.processes",
+                f"{resources.gpus} GPUs for {resources.processes} processes; every one of them "
+                "needs as many GPUs as the others",
+            )
         if resources.mem_gb < 0:
             fail(f"{key}.mem_gb", f"expected 0 or more, got {resources.mem_gb}")
         if resources.hours <= 0:
@@ -191,6 +204,12 @@ def check_settings(ablation: Ablation, start: dict[str, Any], source: str) -> No
         if suite not in suites:
             raise InputError(
                 f"{source}: evaluate.suites: unknown suite {suite!r}; suites: {', '.join(suites)}"
+            )
+    tasks = sorted(file.stem for file in TASKS.glob("*/[!_]*.yaml"))
+    for task in evaluate.tasks:
+        if task not in tasks:
+            raise InputError(
+                f"{source}: evaluate.tasks: no benchmark {task!r}; known: {', '.join(tasks)}"
             )
 
 

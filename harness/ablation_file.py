@@ -5,6 +5,8 @@ level or arm raises InputError, naming file, key and remedy, before anything run
 """
 
 import dataclasses
+import functools
+import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -18,34 +20,47 @@ from harness.ablation import Ablation
 from harness.ablation_checks import check, check_settings, train_config
 from observe.config import EMBEDDED, TrainConfig
 from observe.errors import InputError
+from observe.hub import is_hub_id
 from observe.mapping import from_mapping, load_yaml, to_mapping, with_overrides
 
 RECIPES = Path(observe.__file__).resolve().parent.parent / "recipes"
 """Where named recipes live."""
 
 
+PATHS = {
+    "model.path": f"a Hugging Face folder or Hub id, or {EMBEDDED!r}",
+    "data.source": f"a JSONL file, or {EMBEDDED!r}",
+    "data.ladder.path": "a folder that observe.ladder wrote",
+}
+"""Settings that may name files -> what is expected there."""
+
+
 def load_ablation(
-    path: Path, overrides: Mapping[str, Any] | None = None
+    path: Path, overrides: Mapping[str, Any] | None = None, absent: list[str] | None = None
 ) -> tuple[Ablation, dict[str, Any]]:
     """Read an ablation file: the question, and the training settings every arm starts from.
 
     ``overrides`` (dotted) change keys of the file or, when they name none, settings of the trainer
-    in every arm. Paths in the result are absolute. Raises InputError.
+    in every arm. Paths in the result are absolute. Input files that are not there go into the list
+    ``absent``, in words, where one is given (a plan can be looked at before its data have come).
+    Raises InputError.
     """
     raw = load_yaml(path)
     if not isinstance(raw, dict):
         raise InputError(f"{path}: expected a mapping, got {raw!r}; see ablations/full.yaml")
     keys = {field.name for field in dataclasses.fields(Ablation)}
-    return read_ablation(override(raw, overrides or {}, keys, str(path)), path)
+    return read_ablation(override(raw, overrides or {}, keys, str(path)), path, absent)
 
 
-def read_ablation(raw: dict[str, Any], path: Path) -> tuple[Ablation, dict[str, Any]]:
+def read_ablation(
+    raw: dict[str, Any], path: Path, absent: list[str] | None = None
+) -> tuple[Ablation, dict[str, Any]]:
     """The content of an ablation file, checked and resolved; ``path`` is where it was read."""
     source = str(path)
     ablation = from_mapping(Ablation, _words(raw), source=source)
     folder = path.resolve().parent
     check(ablation, source)
-    ablation, recipe = _resolve(ablation, folder, source)
+    ablation, recipe = _resolve(ablation, folder, source, absent)
     start = to_mapping(train_config(recipe, ablation.set, f"{source}: set"))
     check_settings(ablation, start, source)
     return ablation, start
@@ -142,19 +157,24 @@ def _word(value: Any) -> Any:
     return str(value) if isinstance(value, (int, float)) else value
 
 
-def _resolve(ablation: Ablation, folder: Path, source: str) -> tuple[Ablation, dict[str, Any]]:
+def _resolve(
+    ablation: Ablation, folder: Path, source: str, absent: list[str] | None
+) -> tuple[Ablation, dict[str, Any]]:
     """Find the recipe, and make every path absolute: relative to the file that names it."""
     recipe_path = _recipe_path(ablation.recipe, folder, source)
     raw = load_yaml(recipe_path)
     recipe = to_mapping(from_mapping(TrainConfig, raw or {}, source=str(recipe_path)))
-    for dotted in ("model.path", "data.source"):
-        section, key = dotted.split(".")
-        value = recipe[section][key]
-        recipe[section][key] = _path(dotted, value, recipe_path.parent, str(recipe_path))
+    for dotted in PATHS:
+        *parents, key = dotted.split(".")
+        section = functools.reduce(lambda node, name: node[name], parents, recipe)
+        if dotted not in ablation.set:
+            place = (recipe_path.parent, str(recipe_path))
+            section[key] = _path(dotted, section[key], *place, absent)
 
     def settings(mapping: dict[str, Any], key: str) -> dict[str, Any]:
         return {
-            name: _path(name, value, folder, f"{source}: {key}") for name, value in mapping.items()
+            name: _path(name, value, folder, f"{source}: {key}", absent)
+            for name, value in mapping.items()
         }
 
     factors = {
@@ -171,10 +191,20 @@ def _resolve(ablation: Ablation, folder: Path, source: str) -> tuple[Ablation, d
         name: dataclasses.replace(variant, set=settings(variant.set, f"variants.{name}.set"))
         for name, variant in ablation.variants.items()
     }
+    evaluate = dict(ablation.evaluate)
+    if evaluate.get("data_dir") is not None:
+        found = folder / Path(evaluate["data_dir"]).expanduser()
+        if not found.is_dir():
+            raise InputError(
+                f"{source}: evaluate.data_dir: no folder {found}; expected one with a folder or "
+                "NAME.jsonl for each benchmark"
+            )
+        evaluate["data_dir"] = str(found.resolve())
     named = ablation.recipe if recipe_path.parent == RECIPES else str(recipe_path)
     resolved = dataclasses.replace(
         ablation,
         recipe=named,
+        evaluate=evaluate,
         set=settings(ablation.set, "set"),
         factors=factors,
         variants=variants,
@@ -195,19 +225,18 @@ def _recipe_path(recipe: str, folder: Path, source: str) -> Path:
     )
 
 
-def _path(dotted: str, value: Any, folder: Path, source: str) -> Any:
+def _path(dotted: str, value: Any, folder: Path, source: str, absent: list[str] | None) -> Any:
     """The value of a setting; absolute when it is a path."""
-    if dotted not in ("model.path", "data.source") or not isinstance(value, str):
-        return value
-    if value == EMBEDDED:
+    if dotted not in PATHS or not isinstance(value, str) or value == EMBEDDED:
         return value
     found = folder / Path(value).expanduser()
     if found.exists():
         return str(found.resolve())
-    if dotted == "model.path" and re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", value):
-        return value  # A Hub id.
-    expected = "a Hugging Face folder or Hub id" if dotted == "model.path" else "a JSONL file"
-    raise InputError(
-        f"{source}: {dotted}: {value!r} not found (looked for {found}); expected {expected}, or "
-        f"{EMBEDDED!r}"
-    )
+    if dotted == "model.path" and is_hub_id(value):
+        return value
+    message = f"{dotted}: {value!r} not found (looked for {found}); expected {PATHS[dotted]}"
+    if absent is None:
+        raise InputError(f"{source}: {message}")
+    if message not in absent:
+        absent.append(message)
+    return os.path.normpath(found.absolute())

@@ -37,6 +37,11 @@ WALL_CLOCK = ("timing_s/", "perf/")
 """Metrics that differ between equal runs; they stay in ``metrics.jsonl``."""
 
 
+KEY = ("benchmark", "item", "attempt")
+ITEM = ("suite", *KEY, "score")
+"""What the items of an evaluation have at least."""
+
+
 def collect(store: Store, *, command: str | None = None) -> Path | None:
     """Write ``results/`` from the stages that are done, and return it; None when no run is.
 
@@ -139,7 +144,7 @@ def _short(mechanism: str) -> str:
 def _items(store: Store, runs: list[Run]) -> pd.DataFrame:
     parts = []
     for run in runs:
-        part = _read_jsonl(store.folder(run.stages["evaluate"]) / "items.jsonl")
+        part = _read_jsonl(store.folder(run.stages["evaluate"]) / "items.jsonl", *ITEM)
         part.insert(0, "run", run.run)
         parts.append(part)
     table = pd.concat(parts, ignore_index=True)
@@ -152,7 +157,7 @@ def _items(store: Store, runs: list[Run]) -> pd.DataFrame:
 def _responses(store: Store, runs: list[Run]) -> pd.DataFrame:
     parts = []
     for run in runs:
-        part = _read_jsonl(store.folder(run.stages["evaluate"]) / "responses.jsonl")
+        part = _read_jsonl(store.folder(run.stages["evaluate"]) / "responses.jsonl", *KEY)
         part.insert(0, "run", run.run)
         parts.append(part)
     table = pd.concat(parts, ignore_index=True)
@@ -162,10 +167,12 @@ def _responses(store: Store, runs: list[Run]) -> pd.DataFrame:
 def _questions(store: Store, runs: list[Run]) -> pd.DataFrame:
     """Every question once, its image copied to ``results/images``."""
     images = store.results / "images"
+    # They are numbered: those of other questions, from an earlier time, have the same names.
+    shutil.rmtree(images, ignore_errors=True)
     parts = []
     for run in runs:
         folder = store.folder(run.stages["evaluate"])
-        part = _read_jsonl(folder / "questions.jsonl")
+        part = _read_jsonl(folder / "questions.jsonl", "benchmark", "item", "image")
         part["folder"] = str(folder)
         parts.append(part)
     table = pd.concat(parts, ignore_index=True).drop_duplicates(["benchmark", "item"])
@@ -175,7 +182,13 @@ def _questions(store: Store, runs: list[Run]) -> pd.DataFrame:
             target = store.results / image
             target.parent.mkdir(parents=True, exist_ok=True)
             if not target.exists():
-                shutil.copyfile(Path(folder) / image, target)
+                # Renamed when it is whole: a launcher that dies leaves no half of an image.
+                partial = target.with_name(f".{target.name}.{os.getpid()}")
+                try:
+                    shutil.copyfile(Path(folder) / image, partial)
+                except FileNotFoundError:
+                    raise _damaged(Path(folder), image, "no such file") from None
+                os.replace(partial, target)
     images.mkdir(exist_ok=True)
     return table.drop(columns="folder")
 
@@ -185,7 +198,7 @@ def _curves(store: Store, plan: Plan, done: set[str]) -> pd.DataFrame:
     for run in plan.runs:
         if run.stages.get("train") not in done:
             continue
-        metrics = _read_jsonl(store.folder(run.stages["train"]) / "metrics.jsonl")
+        metrics = _read_jsonl(store.folder(run.stages["train"]) / "metrics.jsonl", "step")
         metrics = metrics.rename(columns={"num_tokens": "tokens"})
         keys = [key for key in ("step", "samples", "tokens") if key in metrics]
         long = metrics.melt(id_vars=keys, var_name="metric", value_name="value")
@@ -207,7 +220,7 @@ def _ladder(store: Store, plan: Plan, done: set[str]) -> pd.DataFrame:
     columns = ["question", "order_index", "difficulty", "complexity", "family", "level"]
     for run in runs:
         if run.stages.get("ladder") in done:
-            table = _read_jsonl(store.folder(run.stages["ladder"]) / "ladder.jsonl")
+            table = _read_jsonl(store.folder(run.stages["ladder"]) / "ladder.jsonl", *columns)
             return table[columns].sort_values("order_index").reset_index(drop=True)
     return pd.DataFrame(columns=columns)
 
@@ -292,17 +305,28 @@ def _sweep(
     }
 
 
-def _read_jsonl(path: Path) -> pd.DataFrame:
-    rows = []
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
-        try:
-            rows.append(json.loads(line))
-        except ValueError:
-            raise InputError(
-                f"{path}:{number}: not JSON; delete the folder {path.parent} and run the sweep "
-                "again to make it anew"
-            ) from None
-    return pd.DataFrame(rows)
+def _read_jsonl(path: Path, *columns: str) -> pd.DataFrame:
+    """A finished stage's table, which has these columns. Raises InputError where it has not."""
+    rows: list[dict[str, Any]] = []
+    try:
+        with path.open(encoding="utf-8") as lines:
+            for line in lines:
+                rows.append(dict(json.loads(line)))
+    except FileNotFoundError:
+        raise _damaged(path.parent, path.name, "no such file") from None
+    except (ValueError, TypeError):
+        raise _damaged(path.parent, f"{path.name}:{len(rows) + 1}", "not JSON") from None
+    table = pd.DataFrame(rows)
+    if lacking := [column for column in columns if column not in table]:
+        raise _damaged(path.parent, path.name, f"no {', '.join(lacking)}")
+    return table
+
+
+def _damaged(folder: Path, file: str, what: str) -> InputError:
+    return InputError(
+        f"{folder / file}: {what}; delete the folder {folder} and run the sweep again to make it "
+        "anew"
+    )
 
 
 def _write_parquet(table: pd.DataFrame, path: Path) -> None:

@@ -9,6 +9,7 @@ from typing import Any, Literal
 from harness import fraction
 from harness.ablation import Ablation, Levels
 from harness.ablation_checks import in_order_of_conditions
+from observe.errors import InputError
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -31,14 +32,20 @@ def cells(ablation: Ablation) -> list[Cell]:
     """The cells of the design, once per seed, without what is excluded.
 
     A factor whose condition (``when``) does not hold is at its control level; cells that are the
-    same then are one.
+    same then are one. Raises InputError where different cells would have the same name.
     """
     chosen: dict[str, Levels] = {}
     order = in_order_of_conditions(ablation)
     for levels in DESIGNS[ablation.design](ablation):
         levels = _conditioned(ablation, levels, order)
-        if not any(excluded.items() <= levels.items() for excluded in ablation.exclude):
-            chosen[arm_name(ablation, levels)] = levels
+        if any(excluded.items() <= levels.items() for excluded in ablation.exclude):
+            continue
+        name = arm_name(ablation, levels)
+        if chosen.setdefault(name, levels) != levels:
+            raise InputError(
+                f"factors: {chosen[name]} and {levels} would both be the arm {name!r}; rename a "
+                "factor or a level"
+            )
     return [
         Cell(arm=arm, levels=levels, seed=seed, overrides=_settings(ablation, levels))
         for arm, levels in chosen.items()

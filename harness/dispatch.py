@@ -60,6 +60,12 @@ def dispatch(
 
     Raises InputError when a stage may be running where it cannot be seen, or cannot fit.
     """
+    several = [s for s in plan.stages.values() if s.resources.nodes > 1]
+    if several and executor.name != "slurm":
+        raise InputError(
+            f"resources.{several[0].kind}.nodes: {several[0].resources.nodes}, and this is one; "
+            "give --executor slurm, or --set resources.train.nodes=1"
+        )
     signals = _Signals(executor, stop_on)
     dispatcher = _Dispatcher(plan, store, executor, retries, code, source, signals, grow)
     with signals:
@@ -254,6 +260,8 @@ class _Dispatcher:
             gpus=stage.resources.gpus,
             mem_gb=stage.resources.mem_gb,
             hours=stage.resources.hours,
+            nodes=stage.resources.nodes,
+            processes=stage.resources.processes,
             code=self._code,
             source=self._source,
         )

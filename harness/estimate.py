@@ -55,11 +55,11 @@ def estimate(plan: Plan, statuses: dict[str, Status], *, cores: int, jobs: int |
         left = sum(
             max(0.0, (_projected(status) or seconds[kind]) - status.seconds)
             for status in own
-            if status.state != "done"
+            if status.state != "done" and not status.pruned
         )
         at_once = jobs or max(1, cores // resources.cpus)
         total += left / min(at_once, len(stages))
-        gpu_seconds += left * resources.gpus
+        gpu_seconds += left * resources.gpus * resources.nodes
     return Estimate(
         seconds=total, stage_seconds=seconds, measured=measured, gpu_hours=gpu_seconds / 3600
     )

@@ -2,27 +2,10 @@
 
 import hashlib
 import json
-import os
 from pathlib import Path
 
-from harness.store import write_atomically
 from observe.errors import InputError
-
-LARGE = 64 * 2**20
-"""Files from this size (bytes) on are hashed once and remembered by path, size and time."""
-
-_CONTENT = {".json", ".safetensors", ".bin", ".txt", ".model", ".jinja"}
-
-
-def fingerprint_model(folder: Path) -> str:
-    """A model folder: names and sizes of all its files, contents of weights and configs."""
-    digest = hashlib.sha256()
-    for path in sorted(folder.rglob("*")):
-        if path.is_file():
-            digest.update(f"{path.relative_to(folder)} {path.stat().st_size}\n".encode())
-            if path.suffix in _CONTENT:
-                digest.update(_of_file(path).encode())
-    return f"sha256:{digest.hexdigest()}"
+from observe.fingerprint import file_digest
 
 
 def fingerprint_questions(path: Path) -> str:
@@ -30,8 +13,8 @@ def fingerprint_questions(path: Path) -> str:
 
     Raises InputError for a line that is not a JSON object, and for a missing image.
     """
-    digest = hashlib.sha256(_of_file(path).encode())
-    lines = path.read_text(encoding="utf-8").splitlines()
+    digest = hashlib.sha256(file_digest(path).encode())
+    lines = path.read_text(encoding="utf-8").split("\n")
     for number, line in enumerate(lines, start=1):
         if not line.strip():
             continue
@@ -52,22 +35,29 @@ def fingerprint_questions(path: Path) -> str:
     return f"sha256:{digest.hexdigest()}"
 
 
-def _of_file(path: Path) -> str:
-    stat = path.stat()
-    if stat.st_size < LARGE:
-        return hashlib.sha256(path.read_bytes()).hexdigest()
-    cache_home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    cache = Path(cache_home) / "observe-ablations" / "fingerprints.json"
+def fingerprint_folder(folder: Path) -> str:
+    """A folder of benchmarks: names and sizes of all its files, contents of the tables of rows."""
+    digest = hashlib.sha256()
+    for path in sorted(folder.rglob("*")):
+        if path.is_file():
+            digest.update(f"{path.relative_to(folder)} {path.stat().st_size}\n".encode())
+            if path.name.endswith((".jsonl", ".jsonl.gz", ".parquet")):
+                digest.update(file_digest(path).encode())
+    return f"sha256:{digest.hexdigest()}"
+
+
+def fingerprint_ladder(folder: Path) -> str:
+    """A ladder that was built before: its rungs, and the lengths that a bonus may refer to.
+
+    Raises InputError when there is none.
+    """
     try:
-        known = json.loads(cache.read_text(encoding="utf-8"))
-    except (FileNotFoundError, ValueError):
-        known = {}
-    key = f"{path.resolve()} {stat.st_size} {stat.st_mtime_ns}"
-    if key not in known:
-        digest = hashlib.sha256()
-        with path.open("rb") as file:
-            while chunk := file.read(2**20):
-                digest.update(chunk)
-        known[key] = digest.hexdigest()
-        write_atomically(cache, json.dumps(known), durable=False)
-    return known[key]
+        digest = hashlib.sha256(file_digest(folder / "ladder.jsonl").encode())
+        summary = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
+        lengths = json.dumps(summary["correct_lengths"], sort_keys=True)
+    except (OSError, ValueError, KeyError) as error:
+        raise InputError(
+            f"{folder}: no ladder there ({error}); expected a folder that observe.ladder wrote"
+        ) from None
+    digest.update(lengths.encode())
+    return f"sha256:{digest.hexdigest()}"

@@ -15,10 +15,15 @@ from benchmarks.config import EvaluateConfig
 from harness import design
 from harness.ablation import Ablation, Levels, Resources, StageResources
 from harness.ablation_checks import train_config
-from harness.fingerprint import fingerprint_model, fingerprint_questions
+from harness.fingerprint import (
+    fingerprint_folder,
+    fingerprint_ladder,
+    fingerprint_questions,
+)
 from harness.store import write_atomically
 from observe.config import EMBEDDED, TrainConfig
 from observe.errors import InputError
+from observe.fingerprint import fingerprint_model
 from observe.mapping import from_mapping, to_mapping, with_overrides
 
 
@@ -117,16 +122,18 @@ def make_plan(ablation: Ablation, start: dict[str, Any], source: str) -> Plan:
     ``source`` is the file, for messages. Raises InputError for arms that are not planned, or whose
     names collide, and for damaged input files.
     """
-    cells, variants = design.cells(ablation), design.variants(ablation)
+    try:
+        cells, variants = design.cells(ablation), design.variants(ablation)
+    except InputError as error:
+        raise InputError(f"{source}: {error}") from None
     _check_arms(ablation, cells, source)
     builder = _Builder(ablation.evaluate, ablation.resources, start)
-    trained = [
-        builder.trained(
-            cell,
-            train_config(start, {**cell.overrides, "seed": cell.seed}, f"{source}: arm {cell.arm}"),
-        )
-        for cell in cells + variants
-    ]
+    trained = []
+    for cell in cells + variants:
+        of_arm = f"{source}: arm {cell.arm}"
+        config = train_config(start, {**cell.overrides, "seed": cell.seed}, of_arm)
+        _check_training(config, ablation.resources.train, of_arm)
+        trained.append(builder.trained(cell, config))
     known = dict.fromkeys(run.arm for run in trained + builder.bases)
     for i, contrast in enumerate(ablation.report.planned_contrasts):
         for key in ("arm", "against"):
@@ -151,6 +158,7 @@ def training(
 
     ``start``: the settings that the plan's arms start from.
     """
+    _check_training(config, resources.train, name)
     builder = _Builder({}, resources, start)
     cell = design.Cell(arm=name, kind="trial", seed=config.seed, levels={})
     run = builder.trained(cell, config)
@@ -189,6 +197,33 @@ def _check_arms(ablation: Ablation, cells: list[design.Cell], source: str) -> No
             )
 
 
+def _check_training(config: TrainConfig, resources: Resources, source: str) -> None:
+    """What training would refuse after hours of other stages.
+
+    A ladder that is to be built must start from as many questions as are trained on; several
+    processes must be told how they share the work, and have a question each.
+    """
+    data = config.data
+    if _needs_ladder(config) and not data.ladder.path and data.ladder.pool < data.size:
+        raise InputError(
+            f"{source}: data.ladder.pool: {data.ladder.pool} questions to start from, fewer than "
+            f"data.size ({data.size}); the ladder drops some of them, often half; give more"
+        )
+    if resources.ranks == 1:
+        return
+    if config.parallel.strategy == "none":
+        raise InputError(
+            f"{source}: resources.train: {resources.ranks} processes, yet parallel.strategy is "
+            "none; set it to ddp or fsdp2"
+        )
+    if config.prompts_per_step < resources.ranks:
+        raise InputError(
+            f"{source}: resources.train: {resources.ranks} processes for "
+            f"{config.prompts_per_step} questions a step (prompts_per_step); each needs at least "
+            "one"
+        )
+
+
 class _Builder:
     """Collects stages, each once."""
 
@@ -210,15 +245,19 @@ class _Builder:
         if config.model.path == EMBEDDED:
             stages["base"] = self._add("base", mapping["model"]["base"], {})
             model = {"model": stages["base"]}
-        if _needs_ladder(config):
+        ready = config.data.ladder.path if _needs_ladder(config) else None
+        if _needs_ladder(config) and not ready:
+            built = {k: v for k, v in mapping["data"]["ladder"].items() if k != "path"}
             ladder = {
-                "ladder": mapping["data"]["ladder"],
+                "ladder": built,
                 "model": None if model else config.model.path,
                 "source": config.data.source,
             }
             stages["ladder"] = self._add("ladder", ladder, model)
         own = {**mapping, "model": {**mapping["model"]}, "data": {**mapping["data"]}}
         del own["model"]["base"], own["data"]["ladder"]
+        if ready:
+            own["data"]["ladder"] = {"path": ready}
         self._base(config, model)
         consumed = {role: stages[role] for role in ("ladder",) if role in stages}
         stages["train"] = self._add("train", own, {**model, **consumed})
@@ -267,7 +306,14 @@ class _Builder:
     def _add(self, kind: str, config: dict[str, Any], consumes: dict[str, str]) -> str:
         resources: Resources = getattr(self._resources, kind)
         stage = Stage(
-            id=stage_id(kind, config, consumes, resources.cpus, self._fingerprints),
+            id=stage_id(
+                kind,
+                config,
+                consumes,
+                resources.cpus,
+                self._fingerprints,
+                ranks=resources.ranks,
+            ),
             kind=kind,
             config=config,
             consumes=consumes,
@@ -283,6 +329,8 @@ def stage_id(
     consumes: dict[str, str],
     cpus: int,
     fingerprints: dict[str, str] | None = None,
+    *,
+    ranks: int = 1,
 ) -> str:
     """``<kind>-<16 hex>`` from everything that can change the stage's result.
 
@@ -299,6 +347,7 @@ def stage_id(
         ),
         "consumes": consumes,
         "cpus": cpus,
+        **({"ranks": ranks} if ranks > 1 else {}),
     }
     canonical = json.dumps(described, sort_keys=True, separators=(",", ":"), allow_nan=False)
     return f"{kind}-{hashlib.sha256(canonical.encode()).hexdigest()[:16]}"
@@ -318,18 +367,28 @@ FINGERPRINTS: dict[str, Callable[[Path], str]] = {
     "model.path": fingerprint_model,
     "source": fingerprint_questions,
     "data.source": fingerprint_questions,
+    "data_dir": fingerprint_folder,
+    "data.ladder.path": fingerprint_ladder,
 }
 """Settings of any stage that may be a path -> what makes the fingerprint of its content."""
 
 
-WITHOUT_RESULT = ("checkpoint_every", "checkpoint_keep", "log_tensorboard", "log_wandb")
-"""Settings that change nothing of what a stage comes to: how it is watched and saved."""
+WITHOUT_RESULT = (
+    "checkpoint_every",
+    "checkpoint_keep",
+    "log_tensorboard",
+    "log_wandb",
+    "prefetch_threads",
+)
+"""Settings that change nothing of what a stage comes to: how it is watched and saved, and when its
+images are opened."""
 
 
 def _by_content(config: dict[str, Any], fingerprints: dict[str, str]) -> dict[str, Any]:
     """The config with paths replaced by fingerprints of what they name.
 
-    An ablation's paths are absolute; anything else is a name: glyphs, a Hub id.
+    An ablation's paths are absolute; anything else is a name: glyphs, a Hub id. A file that is not
+    there yet counts by its path: such a plan is only looked at.
     """
     found = {}
     for setting, fingerprint in FINGERPRINTS.items():
@@ -338,7 +397,8 @@ def _by_content(config: dict[str, Any], fingerprints: dict[str, str]) -> dict[st
             value = value.get(key) if isinstance(value, dict) else None
         if isinstance(value, str) and Path(value).is_absolute():
             if value not in fingerprints:
-                fingerprints[value] = fingerprint(Path(value))
+                there = Path(value).exists()
+                fingerprints[value] = fingerprint(Path(value)) if there else f"absent: {value}"
             found[setting] = fingerprints[value]
     return with_overrides(config, found)
 
@@ -391,9 +451,11 @@ def read_plan(path: Path) -> Plan:
             },
             start=start,
         )
-    except FileNotFoundError:
-        raise InputError(f"{path.parent}: no sweep here (no {path.name})") from None
-    except (ValueError, KeyError, TypeError) as error:
+    except (FileNotFoundError, NotADirectoryError):
+        raise InputError(
+            f"{path.parent}: no sweep here (no {path.name}); give the folder of one, e.g. runs/full"
+        ) from None
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise InputError(f"{path}: not a plan ({error}); run the sweep again to write it") from None
 
 

@@ -49,6 +49,10 @@ class Task:
     """Memory it occupies in gigabytes."""
     hours: float = 1.0
     """Expected hours."""
+    nodes: int = 1
+    """Nodes it occupies; the numbers above are for each."""
+    processes: int = 1
+    """Processes on each node that share the work."""
     code: str | None = None
     """Commit of the code."""
     source: str | None = None
@@ -117,6 +121,11 @@ def run(task: Task, *, executor: str, job: str, queued: bool = False) -> State:
 
 
 def _call(task: Task, store: Store, progress: Callable[[int, int, str], None]) -> dict[str, Any]:
+    if task.nodes * task.processes > 1:
+        from harness import ranks
+
+        with writing(store.folder(task.id), only=UNWRITABLE):
+            return ranks.run(task, store, progress)
     module, _, name = task.function.partition(":")
     function = getattr(importlib.import_module(module), name)
     # The thread count changes floating-point results; a warm process may have had another.

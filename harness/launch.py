@@ -81,8 +81,12 @@ def read_launch(store: Store) -> Launch:
     """What the last launcher was told. Raises InputError where there was none."""
     try:
         content = json.loads(_file(store).read_text(encoding="utf-8"))
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         raise InputError(f"{store.directory}: no sweep here (no {_file(store).name})") from None
+    except ValueError as error:
+        raise InputError(
+            f"{_file(store)}: not a launch ({error}); run the sweep again to write it"
+        ) from None
     return from_mapping(Launch, content, source=str(_file(store)))
 
 

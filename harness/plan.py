@@ -26,9 +26,12 @@ def main(arguments: list[str] | None = None) -> int:
 def _print(options: Namespace) -> int:
     cli.check_numbers(options.jobs)
     overrides = cli.overrides_of(options.seeds, options.set)
-    ablation, start = load_ablation(Path(options.file), overrides)
+    absent: list[str] = []
+    ablation, start = load_ablation(Path(options.file), overrides, absent)
     plan = make_plan(ablation, start, options.file)
     print(describe(plan, ablation, Store(Path(options.out) / plan.name), jobs=options.jobs))
+    for message in absent:
+        print(f"MISSING: {message}")
     return 0
 
 

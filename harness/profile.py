@@ -24,7 +24,7 @@ class LauncherJob:
     def __post_init__(self) -> None:
         for name in ("hours", "mem_gb"):
             if (number := getattr(self, name)) <= 0:
-                raise InputError(f"launcher.{name}: expected more than 0, got {number}")
+                raise InputError(f"{name}: expected more than 0, got {number}")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -69,10 +69,13 @@ def setting_schemas(cls: type, prefix: str = "") -> dict[str, Schema]:
 
 
 def field_docs(cls: type) -> dict[str, str]:
-    """Field -> the docstring under it, on one line."""
+    """Field -> the docstring under it, on one line; inherited ones, too."""
+    docs: dict[str, str] = {}
+    for base in cls.__bases__:
+        if dataclasses.is_dataclass(base):
+            docs |= field_docs(base)
     body = ast.parse(textwrap.dedent(inspect.getsource(cls))).body[0]
     assert isinstance(body, ast.ClassDef)
-    docs = {}
     for statement, after in zip(body.body, body.body[1:], strict=False):
         match statement, after:
             case (

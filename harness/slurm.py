@@ -1,6 +1,6 @@
 """What Slurm knows of our jobs, and what it is told: squeue, sacct, scontrol and scancel.
 
-Nothing here waits for Slurm for long, and no answer is never taken for an answer.
+No question here waits for Slurm for long, and no answer is never taken for an answer.
 """
 
 import contextlib
@@ -60,6 +60,11 @@ class Job:
         return self.state == "PENDING" and any(word in self.reason for word in STUCK)
 
     @property
+    def launch_failed(self) -> bool:
+        """Whether its node did not take it, so that Slurm put it aside for an administrator."""
+        return self.state == "PENDING" and "launch failed" in self.reason.replace("_", " ").lower()
+
+    @property
     def detail(self) -> str:
         """How it ended, in words."""
         number = -self.exit if self.exit < 0 else self.exit - 128  # A shell reports 128 + signal.
@@ -76,14 +81,14 @@ def queue() -> dict[str, Job] | None:
     None when it does not answer.
     """
     fields = "ArrayJobID:|,ArrayTaskID:|,Name:|,State:|,Reason:|,exit_code:|,RestartCnt:|"
-    told = _ask(
-        "squeue", "--user", getpass.getuser(), "--states=all", "--array", "-h", "-O", fields
-    )
+    told = ask("squeue", "--user", getpass.getuser(), "--states=all", "--array", "-h", "-O", fields)
     if told is None:
         return None
     jobs = {}
     for line in told.splitlines():
-        job, element, name, state, reason, status, restarts = line.split("|")[:7]
+        job, element, rest = line.split("|", 2)
+        # The names of this user's other jobs may hold anything.
+        name, state, reason, status, restarts, _ = rest.rsplit("|", 5)
         key = job if element == "N/A" else f"{job}_{element}"
         jobs[key] = Job(
             key=key,
@@ -103,7 +108,7 @@ def _exit_code(status: int) -> int:
 
 def accounted(key: str) -> Job | None:
     """What the accounting database knows of a job; None where there is none, or no answer."""
-    told = _ask("sacct", "-n", "-P", "-X", "-j", key, "-o", "JobName,State,ExitCode")
+    told = ask("sacct", "-n", "-P", "-X", "-j", key, "-o", "JobName,State,ExitCode")
     for line in (told or "").splitlines():
         name, state, code = line.split("|")
         exit, _, number = code.partition(":")
@@ -115,7 +120,7 @@ def accounted(key: str) -> Job | None:
 
 def max_array_size() -> int | None:
     """How many elements an array may have; None when Slurm does not answer."""
-    told = _ask("scontrol", "show", "config") or ""
+    told = ask("scontrol", "show", "config") or ""
     for line in told.splitlines():
         name, _, value = line.partition("=")
         if name.strip() == "MaxArraySize":
@@ -128,9 +133,9 @@ def cancel(keys: list[str], names: list[str], *, kill: bool = False) -> None:
     chosen = [keys[start : start + 500] for start in range(0, len(keys), 500)]
     chosen += [["--user", getpass.getuser(), "--name", name] for name in names]
     for jobs in chosen:
-        _ask("scancel", *jobs)
+        ask("scancel", *jobs)
         if kill:
-            _ask("scancel", "--full", "--signal=KILL", *jobs)
+            ask("scancel", "--full", "--signal=KILL", *jobs)
 
 
 def submit(script: Path, parameters: dict[str, str | int | bool | None]) -> str:
@@ -175,8 +180,8 @@ def requeue_this_job() -> None:
     subprocess.run(["scontrol", "requeue", os.environ["SLURM_JOB_ID"]], check=True)
 
 
-def _ask(*command: str) -> str | None:
-    """What a command prints; None when it fails, hangs or is not there."""
+def ask(*command: str) -> str | None:
+    """What a command of Slurm's prints; None when it fails, hangs or is not there."""
     try:
         run = subprocess.run(
             command, capture_output=True, text=True, timeout=COMMAND_S, check=False

@@ -21,8 +21,8 @@ def sweep_status(store: Store) -> dict[str, Any]:
     """The sweep's state as plain values: launcher, stages with what is known of them, time left.
 
     A stage that says running while its process is dead is ``interrupted``; one whose process
-    cannot be seen from here, or whose status cannot be read, is ``unknown``. Raises InputError
-    when there is no sweep.
+    cannot be seen from here, or whose status cannot be read, is ``unknown``; one that a search
+    ended early, for good, is ``pruned``. Raises InputError when there is no sweep.
     """
     plan = read_plan(store.plan_file)
     runs = plan.runs_of()
@@ -40,6 +40,7 @@ def sweep_status(store: Store) -> dict[str, Any]:
             status = Status(stage=stage.id)
         else:
             entry |= vars(status)
+            entry |= {"state": "pruned"} if status.pruned else {}
             entry |= {"seconds": round(status.seconds, 3), "log": str(store.log(stage.id))}
         readable[stage.id] = status
         stages.append(entry)
@@ -141,7 +142,7 @@ def main(arguments: list[str] | None = None) -> int:
             return 0 if done else 1
         status = sweep_status(store)
         print(json.dumps(status, indent=1) if options.json else describe_status(status))
-        return 0 if all(stage["state"] == "done" for stage in status["stages"]) else 1
+        return 0 if all(stage["state"] in ("done", "pruned") for stage in status["stages"]) else 1
 
     return run_command(command)
 

@@ -156,8 +156,15 @@ class Store:
         write_atomically(self.folder(stage) / "result.json", _json(result, indent=1))
 
     def result(self, stage: str) -> dict[str, Any]:
-        """What a finished stage returned."""
-        return json.loads((self.folder(stage) / "result.json").read_text(encoding="utf-8"))
+        """What a finished stage returned. Raises InputError where that is lost or damaged."""
+        path = self.folder(stage) / "result.json"
+        try:
+            return json.loads(path.read_text(encoding="utf-8"))
+        except (FileNotFoundError, ValueError) as error:
+            raise InputError(
+                f"{path}: not a stage's result ({error}); delete the folder {path.parent} and run "
+                "the sweep again to make it anew"
+            ) from None
 
     def event(self, event: str, **fields: Any) -> None:
         """Append one line to ``events.jsonl``; a single write, so that writers never mix lines."""
@@ -176,7 +183,7 @@ class Store:
     def events(self) -> list[dict[str, Any]]:
         """The history, oldest first; a torn line is left out."""
         try:
-            lines = (self.directory / "events.jsonl").read_text(encoding="utf-8").splitlines()
+            lines = (self.directory / "events.jsonl").read_text(encoding="utf-8").split("\n")
         except FileNotFoundError:
             return []
         events = []

@@ -70,6 +70,8 @@ def follow(run: Run, store: Store) -> Iterator[str]:
             if not path.exists():
                 continue
             with path.open("rb") as file:
+                # A training that goes on from its last checkpoint takes back the metrics after it.
+                seen[path] = min(seen[path], file.seek(0, os.SEEK_END))
                 file.seek(seen[path])
                 text = file.read()
             whole = text[: text.rfind(b"\n") + 1]

@@ -26,6 +26,7 @@ from observe.glyphs.responses import response
 from observe.mapping import from_mapping
 from observe.model.policy import Policy
 from observe.model.processor import Sample
+from observe.muon import Muon
 from observe.prompts import build_messages
 
 PROMPT_SHARES = {"plain": 0.1, "direct": 0.1, "think": 0.4, "observe": 0.4}
@@ -108,7 +109,7 @@ def _optimizers(policy: Policy, config: BaseConfig) -> list[torch.optim.Optimize
         is_hidden = parameter.ndim == 2 and "embed" not in name
         (matrices if is_hidden else others).append(parameter)
     return [
-        torch.optim.Muon(
+        Muon(
             [{"params": matrices, "peak_lr": config.matrix_lr}],
             lr=config.matrix_lr,
             weight_decay=0.01,

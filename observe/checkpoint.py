@@ -14,7 +14,7 @@ import os
 import pickle
 import re
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -31,11 +31,19 @@ _REFUSALS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO)
 _log = logging.getLogger(__name__)
 
 
-def save_checkpoint(folder: Path, policy: Policy, state: dict[str, Any], *, keep: int = 2) -> None:
+def save_checkpoint(
+    folder: Path,
+    policy: Policy,
+    state: dict[str, Any],
+    *,
+    keep: int = 2,
+    folders: Mapping[str, Path] | None = None,
+) -> None:
     """Write weights, processor and trainer state; ``state["step"]`` names it.
 
-    The last ``keep`` checkpoints stay, this one included. Raises InputError naming the folder and
-    its free space when it cannot be written; the checkpoint before it stays.
+    ``folders`` are moved into it under their names. The last ``keep`` checkpoints stay, this one
+    included. Raises InputError naming the folder and its free space when it cannot be written; the
+    checkpoint before it stays.
     """
 
     def fill(new: Path) -> None:
@@ -44,6 +52,8 @@ def save_checkpoint(folder: Path, policy: Policy, state: dict[str, Any], *, keep
         with (new / _STATE).open("wb") as file:
             torch.save(state, file)
         policy.save(new)
+        for name, source in (folders or {}).items():
+            os.rename(source, new / name)
 
     write_folder(folder, fill, step=state["step"], keep=keep)
 

@@ -5,6 +5,7 @@ docstring under a field is its ``--help``.
 """
 
 import dataclasses
+import json
 import math
 from typing import Literal
 
@@ -23,11 +24,13 @@ class BaseConfig:
 
     seed: int = 0
     """Seed of weights, training scenes and answer habits."""
+    family: Literal["qwen2_5_vl", "qwen3_vl"] = "qwen2_5_vl"
+    """Architecture: a small Qwen2.5-VL or Qwen3-VL."""
     look_steps: int = 120
     """First steps, mostly on observations alone: perception comes first."""
-    work_steps: int = 680
+    work_steps: int = 880
     """Steps after them on careful responses; the habits come in the steps that are left."""
-    steps: int = 900
+    steps: int = 1100
     """Supervised steps in all; more steps leave less to learn by reinforcement."""
     batch_size: int = 64
     """Question-response pairs per step."""
@@ -64,72 +67,6 @@ class BaseConfig:
         for key in ("steps", "batch_size", "scenes", "tokenizer_texts"):
             if getattr(self, key) < 1:
                 raise InputError(f"{key}: expected at least 1, got {getattr(self, key)}")
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class LadderConfig:
-    """NeuraLadder: questions ordered and mixed by difficulty (``python -m observe.ladder``)."""
-
-    pool: int = 2800
-    """Training questions to start from, before any is dropped."""
-    samples: int = 8
-    """Sampled responses with reasoning per question; difficulty has samples + 1 levels."""
-    prompts: tuple[Prompt, ...] = ("think", "observe")
-    """Prompts the samples are drawn under, in turn, so that no arm's prompt is favoured."""
-    temperature: float = 1.0
-    """Sampling temperature."""
-    max_new_tokens: int = 128
-    """Longest sampled response in tokens."""
-    simple_filter: bool = True
-    """Drop what the base model answers right directly, without reasoning (one greedy answer)."""
-    easy_complexity_quantile: float = 0.5
-    """Questions of difficulty 0 below this quantile of their complexity are dropped."""
-    hardest_share: float = 0.5
-    """Share kept of the questions that no sample solved (wrong labels live there); the rest is
-    dropped, longest responses first."""
-    own_share: float = 0.5
-    """Share of a stage's questions that come from its own difficulty level; the rest from its
-    neighbours."""
-    neighbours: int = 2
-    """Levels on each side that a stage is mixed with."""
-    seed: int = 0
-    """Seed of pool, sampling and mixing."""
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class ModelConfig:
-    """The policy at the start of training."""
-
-    path: str = EMBEDDED
-    """Hugging Face folder or Hub id; ``glyphs`` builds the embedded base model first."""
-    base: BaseConfig = BaseConfig()
-    """The embedded base model (only with path ``glyphs``)."""
-    gradient_checkpointing: bool = False
-    """Keep only the layers' inputs and make the rest again in the backward pass: less memory, more
-    time, the same gradient."""
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class DataConfig:
-    """Which questions are trained on, and in what order."""
-
-    source: str = EMBEDDED
-    """``glyphs``, or a JSONL file of questions (images beside it)."""
-    size: int = 1440
-    """Questions in the one pass of training; divisible by prompts_per_step."""
-    selection: Literal["raw", "ladder"] = "ladder"
-    """``ladder``: the questions that NeuraLadder keeps; ``raw``: the source as it is."""
-    order: Order = "shuffled"
-    """``ladder`` (easy to hard with neighbour mixing), ``easy_to_hard`` (no mixing) or
-    ``shuffled``: the same questions once each, so that order alone is compared."""
-    ladder: LadderConfig = LadderConfig()
-    """How the ladder is built."""
-    max_prompt_tokens: int | None = None
-    """Questions whose prompt is longer, image tokens included, are skipped, never cut; null sets no
-    bound. Measured under the longest of the system prompts, so that every arm skips the same."""
-    max_skipped_share: float = 0.05
-    """Largest share of questions that may be skipped (images that cannot be read, prompts too
-    long) before training is refused; others take their place."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -175,7 +112,7 @@ class VllmConfig:
     def __post_init__(self) -> None:
         if not 0 < self.gpu_memory_utilization <= 1:
             raise InputError(
-                "rollout.vllm.gpu_memory_utilization: expected above 0, up to 1, got "
+                "gpu_memory_utilization: expected above 0, up to 1, got "
                 f"{self.gpu_memory_utilization}"
             )
         for key in (
@@ -189,7 +126,216 @@ class VllmConfig:
         ):
             value = getattr(self, key)
             if value is not None and value <= 0:
-                raise InputError(f"rollout.vllm.{key}: expected a number above 0, got {value}")
+                raise InputError(f"{key}: expected a number above 0, got {value}")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class EndpointConfig:
+    """A server with OpenAI's chat completions (``engine: endpoint``)."""
+
+    url: str = ""
+    """Address up to the version, as in ``https://api.openai.com/v1``."""
+    model: str = ""
+    """Name of the model on the server."""
+    key_variable: str = "OPENAI_API_KEY"
+    """Environment variable that holds the key; without one, none is sent."""
+    concurrency: int = 8
+    """Requests under way at a time."""
+    retries: int = 6
+    """Times that a request is made again when the server is busy, fails or cannot be reached."""
+    backoff_s: float = 1.0
+    """Pause before the first of these, which doubles each time (at most 60 s); a server that names
+    a longer pause gets it."""
+    timeout_s: float = 600.0
+    """How long the server may take for one answer."""
+    limit_key: str = "max_tokens"
+    """What the server calls the longest answer; OpenAI's newer models: max_completion_tokens."""
+    extra: str = "{}"
+    """Further keys of each request, a JSON object: ``{"repetition_penalty": 1.0}`` for vLLM's own
+    server, which otherwise takes what the model's folder recommends."""
+
+    def __post_init__(self) -> None:
+        for key, least in (
+            ("concurrency", 1),
+            ("retries", 0),
+            ("backoff_s", 0),
+            ("timeout_s", 0.001),
+        ):
+            if getattr(self, key) < least:
+                raise InputError(f"{key}: expected at least {least}, got {getattr(self, key)}")
+        try:
+            extra = json.loads(self.extra)
+        except ValueError:
+            extra = None
+        if not isinstance(extra, dict):
+            raise InputError(f"extra: expected a JSON object, got {self.extra!r}")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class InferenceVllmConfig(VllmConfig):
+    """vLLM where nothing is trained beside it."""
+
+    gpu_memory_utilization: float = 0.9
+    """Share of the device's memory for vLLM's weights and key-value cache."""
+    logprobs: bool = False
+    """Return the log-probabilities of sampled tokens, which nobody reads here."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class SamplerConfig:
+    """What answers questions for a model that is not being trained."""
+
+    engine: Literal["native", "vllm", "server", "endpoint"] = "native"
+    """``native`` samples in this process; ``vllm`` runs vLLM in it; ``server`` asks a rollout
+    server (``python -m observe.rollout.server``); ``endpoint`` any server that speaks OpenAI's
+    protocol."""
+    batch_size: int = 256
+    """Responses decoded at a time (engine native); changes memory and speed (and floating-point
+    rounding). Where a GPU's memory runs out it is halved."""
+    batch_image_tokens: int = 65_536
+    """Most image tokens that are read at a time; a prompt with more is read alone."""
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    """Precision of the weights."""
+    adapter: str | None = None
+    """Folder of a LoRA adapter (peft) to put on the model."""
+    vllm: InferenceVllmConfig = InferenceVllmConfig()
+    """vLLM (only with engine ``vllm`` or ``server``)."""
+    endpoint: EndpointConfig = EndpointConfig()
+    """The server (only with engine ``endpoint``)."""
+
+    def __post_init__(self) -> None:
+        for key in ("batch_size", "batch_image_tokens"):
+            if getattr(self, key) < 1:
+                raise InputError(f"{key}: expected at least 1, got {getattr(self, key)}")
+        if self.engine == "endpoint" and not (self.endpoint.url and self.endpoint.model):
+            raise InputError(
+                "engine: endpoint needs endpoint.url and endpoint.model, the server's address "
+                "(as in http://127.0.0.1:8000/v1) and the name of its model"
+            )
+        if self.engine == "endpoint" and self.adapter:
+            raise InputError("adapter: an endpoint's model is the server's; start it with one")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class LadderConfig:
+    """NeuraLadder: questions ordered and mixed by difficulty (``python -m observe.ladder``)."""
+
+    path: str | None = None
+    """Folder of a ladder that was built before, from the questions of data.source; null builds one
+    with the settings below."""
+    pool: int = 2800
+    """Training questions to start from, before any is dropped."""
+    samples: int = 8
+    """Sampled responses with reasoning per question; difficulty has samples + 1 levels."""
+    prompts: tuple[Prompt, ...] = ("think", "observe")
+    """Prompts the samples are drawn under, in turn, so that no arm's prompt is favoured."""
+    temperature: float = 1.0
+    """Sampling temperature."""
+    max_new_tokens: int = 128
+    """Longest sampled response in tokens."""
+    simple_filter: bool = True
+    """Drop what the base model answers right directly, without reasoning (one greedy answer)."""
+    easy_complexity_quantile: float = 0.5
+    """Questions of difficulty 0 below this quantile of their complexity are dropped."""
+    hardest_share: float = 0.5
+    """Share kept of the questions that no sample solved (wrong labels live there); the rest is
+    dropped, longest responses first."""
+    own_share: float = 0.5
+    """Share of a stage's questions that come from its own difficulty level; the rest from its
+    neighbours."""
+    neighbours: int = 2
+    """Levels on each side that a stage is mixed with."""
+    seed: int = 0
+    """Seed of pool, sampling and mixing."""
+    sampler: SamplerConfig = SamplerConfig()
+    """What answers."""
+
+    def __post_init__(self) -> None:
+        for name, low, high in (
+            ("easy_complexity_quantile", 0, 1),
+            ("hardest_share", 0, 1),
+            ("own_share", 0.25, 1),
+            ("neighbours", 0, math.inf),
+            ("samples", 1, math.inf),
+            ("pool", 1, math.inf),
+            ("max_new_tokens", 1, math.inf),
+            ("temperature", 0, math.inf),
+        ):
+            value = getattr(self, name)
+            if not low <= value <= high:
+                upper = "or more" if high == math.inf else f"to {high}"
+                raise InputError(f"{name}: expected {low} {upper}, got {value}")
+        if not self.prompts:
+            raise InputError("prompts: expected at least one prompt")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class LoraConfig:
+    """Low-rank adapters in place of training all weights (peft)."""
+
+    rank: int | None = None
+    """Rank of the adapters; null trains all weights. A KL term then compares with the adapter
+    switched off, so that no second model lies in memory."""
+    alpha: int = 32
+    """The adapters' product is scaled by alpha / rank."""
+    dropout: float = 0.0
+    """Share of an adapter's inputs that are dropped in training."""
+    target_modules: tuple[str, ...] = (
+        "q_proj",
+        "k_proj",
+        "v_proj",
+        "o_proj",
+        "gate_proj",
+        "up_proj",
+        "down_proj",
+    )
+    """Linear layers of the language model that get an adapter."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ModelConfig:
+    """The policy at the start of training."""
+
+    path: str = EMBEDDED
+    """Hugging Face folder, or Hub id as ``org/name`` or ``org/name@revision`` (a commit names the
+    same weights for ever); ``glyphs`` builds the embedded base model first."""
+    base: BaseConfig = BaseConfig()
+    """The embedded base model (only with path ``glyphs``)."""
+    gradient_checkpointing: bool = False
+    """Keep only the layers' inputs and make the rest again in the backward pass: less memory, more
+    time, the same gradient."""
+    lora: LoraConfig = LoraConfig()
+    """Adapters in place of full training."""
+    freeze_vision: bool = False
+    """Train the language model alone. The features of a picture are then computed once."""
+    vision_cache_mb: int = 512
+    """Memory for the features of pictures seen before, where the vision tower is not trained."""
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    """Type in which the model computes. With bfloat16 the optimizer steps on float32 copies of the
+    weights, and checkpoints hold those."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class DataConfig:
+    """Which questions are trained on, and in what order."""
+
+    source: str = EMBEDDED
+    """``glyphs``, or a JSONL file of questions (images beside it)."""
+    size: int = 1440
+    """Questions in the one pass of training; divisible by prompts_per_step."""
+    selection: Literal["raw", "ladder"] = "ladder"
+    """``ladder``: the questions that NeuraLadder keeps; ``raw``: the source as it is."""
+    order: Order = "shuffled"
+    """``ladder`` (easy to hard with neighbour mixing), ``easy_to_hard`` (no mixing) or
+    ``shuffled``: the same questions once each, so that order alone is compared."""
+    ladder: LadderConfig = LadderConfig()
+    """How the ladder is built."""
+    max_prompt_tokens: int | None = None
+    """Questions whose prompt is longer, image tokens included, are skipped, never cut; null sets no
+    bound. Measured under the longest of the system prompts, so that every arm skips the same."""
+    max_skipped_share: float = 0.05
+    """Largest share of questions that may be skipped (images that cannot be read, prompts too
+    long) before training is refused; others take their place."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -213,15 +359,14 @@ class RolloutConfig:
     still without signal after the last round stays as it is."""
     engine: Literal["native", "vllm", "server"] = "native"
     """``native`` samples from the policy in this process; ``vllm`` runs vLLM beside it, weights
-    handed over after each step; ``server`` has vLLM in a process of its own, on other devices."""
+    handed over after each step; ``server`` has vLLM in a process of its own, on other devices. With
+    several processes, native samples in each for its share, and one server for all."""
     vllm: VllmConfig = VllmConfig()
     """vLLM (only with engine ``vllm`` or ``server``)."""
 
     def __post_init__(self) -> None:
         if self.refill_rounds < 0:
-            raise InputError(
-                f"rollout.refill_rounds: expected at least 0, got {self.refill_rounds}"
-            )
+            raise InputError(f"refill_rounds: expected at least 0, got {self.refill_rounds}")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -238,6 +383,11 @@ class BonusConfig:
     max_length: int | None = None
     """It must not be longer than this many tokens; null sets no upper bound."""
 
+    def __post_init__(self) -> None:
+        share = self.min_length_quantile
+        if share is not None and not 0 <= share <= 1:
+            raise InputError(f"min_length_quantile: expected 0 to 1, got {share}")
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class OverlongConfig:
@@ -253,15 +403,11 @@ class OverlongConfig:
 
     def __post_init__(self) -> None:
         if not 0 <= self.weight < math.inf:
-            raise InputError(f"reward.overlong.weight: expected at least 0, got {self.weight}")
+            raise InputError(f"weight: expected at least 0, got {self.weight}")
         if self.max_length is not None and self.max_length < 1:
-            raise InputError(
-                f"reward.overlong.max_length: expected at least 1, got {self.max_length}"
-            )
+            raise InputError(f"max_length: expected at least 1, got {self.max_length}")
         if not 0 < self.buffer_share <= 1:
-            raise InputError(
-                f"reward.overlong.buffer_share: expected above 0, up to 1, got {self.buffer_share}"
-            )
+            raise InputError(f"buffer_share: expected above 0, up to 1, got {self.buffer_share}")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -300,13 +446,13 @@ class WeightingConfig:
     def __post_init__(self) -> None:
         if self.form != "observe_r1" and self.sigma is None:
             raise InputError(
-                f"weighting.form: {self.form} has no effect while weighting.sigma is null; give "
+                f"form: {self.form} has no effect while weighting.sigma is null; give "
                 "sigma, e.g. 1.8"
             )
+        if self.sigma is not None and self.sigma <= 0:
+            raise InputError(f"sigma: expected a number above 0, or null, got {self.sigma}")
         if not 0 < self.threshold <= 1:
-            raise InputError(
-                f"weighting.threshold: expected above 0, up to 1, got {self.threshold}"
-            )
+            raise InputError(f"threshold: expected above 0, up to 1, got {self.threshold}")
 
 
 Aggregation = Literal["token", "sequence", "sequence_sum", "constant"]
@@ -363,15 +509,14 @@ class LossConfig:
         for key in ("clip_low", "clip_high", "kl_coefficient", "entropy_coefficient"):
             value = getattr(self, key)
             if not 0 <= value < math.inf:
-                raise InputError(f"loss.{key}: expected at least 0, got {value}")
+                raise InputError(f"{key}: expected at least 0, got {value}")
         if self.surrogate == "cispo" and self.ratio == "sequence":
             raise InputError(
-                "loss.surrogate: cispo weights every token by its own ratio; use loss.ratio: token"
+                "surrogate: cispo weights every token by its own ratio; use loss.ratio: token"
             )
         if self.kl_in == "reward" and self.kl_coefficient == 0:
             raise InputError(
-                "loss.kl_in: reward has no effect while loss.kl_coefficient is 0; give a "
-                "coefficient"
+                "kl_in: reward has no effect while loss.kl_coefficient is 0; give a coefficient"
             )
 
 
@@ -401,9 +546,31 @@ class OptimConfig:
     more than this many in a row."""
 
     def __post_init__(self) -> None:
-        for key in ("updates_per_rollout", "minibatches_per_rollout"):
-            if getattr(self, key) < 1:
-                raise InputError(f"optim.{key}: expected at least 1, got {getattr(self, key)}")
+        for key, least in (
+            ("lr", 0),
+            ("warmup_steps", 0),
+            ("weight_decay", 0),
+            ("updates_per_rollout", 1),
+            ("minibatches_per_rollout", 1),
+        ):
+            if getattr(self, key) < least:
+                raise InputError(f"{key}: expected at least {least}, got {getattr(self, key)}")
+        for key in ("beta1", "beta2"):
+            if not 0 <= getattr(self, key) < 1:
+                raise InputError(f"{key}: expected at least 0, below 1, got {getattr(self, key)}")
+        if self.max_grad_norm <= 0:
+            raise InputError(f"max_grad_norm: expected a number above 0, got {self.max_grad_norm}")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ParallelConfig:
+    """How the processes that torchrun starts share one run."""
+
+    strategy: Literal["none", "ddp", "fsdp2"] = "none"
+    """Each process takes its share of a step's questions, and their gradients are summed. ``ddp``:
+    each has all weights; ``fsdp2``: weights, gradients and optimizer state are spread over them,
+    and a device holds all weights only while it samples. A single process runs alike under every
+    strategy."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -426,11 +593,16 @@ class TrainConfig:
     """Policy loss."""
     optim: OptimConfig = OptimConfig()
     """Optimizer."""
+    parallel: ParallelConfig = ParallelConfig()
+    """Several processes."""
     prompts_per_step: int = 24
     """Questions per step, whose completions make one rollout."""
     micro_batch_tokens: int = 8192
     """Tokens per forward pass of the update, prompts (once per group) and completions; changes
     memory and speed, not the gradient."""
+    prefetch_threads: int = 1
+    """Threads that open the next step's images and process its prompts while this step trains; 0
+    does so when they are needed. Changes no result."""
     eval_steps: tuple[int, ...] = ()
     """Steps after which the policy is evaluated on validation questions (0: before training)."""
     eval_size: int = 96
@@ -450,11 +622,12 @@ class TrainConfig:
     """Seed of data order and sampling."""
 
     def __post_init__(self) -> None:
-        rollout = self.rollout
+        rollout, lora = self.rollout, self.model.lora
         counts = {
             "data.size": (self.data.size, 1),
             "prompts_per_step": (self.prompts_per_step, 1),
             "micro_batch_tokens": (self.micro_batch_tokens, 1),
+            "prefetch_threads": (self.prefetch_threads, 0),
             "checkpoint_every": (self.checkpoint_every, 1),
             "checkpoint_keep": (self.checkpoint_keep, 1),
             "log_completions_every": (self.log_completions_every, 1),
@@ -467,6 +640,8 @@ class TrainConfig:
                 1 if (limit := self.data.max_prompt_tokens) is None else limit,
                 1,
             ),
+            "model.vision_cache_mb": (self.model.vision_cache_mb, 0),
+            "model.lora.rank": (1 if lora.rank is None else lora.rank, 1),
         }
         for key, (count, least) in counts.items():
             if count < least:
@@ -500,6 +675,8 @@ class TrainConfig:
                     "sampler's log-probabilities: set rollout.vllm.logprobs: true, and leave "
                     "rollout.top_p at 1 and rollout.top_k at 0, behind which vLLM returns others"
                 )
+        if not 0 <= lora.dropout < 1:
+            raise InputError(f"model.lora.dropout: expected 0 up to below 1, got {lora.dropout}")
         if self.data.size % self.prompts_per_step:
             raise InputError(
                 f"data.size: {self.data.size} is no multiple of prompts_per_step "

@@ -20,19 +20,21 @@ _log = logging.getLogger(__name__)
 class Logbook:
     """Writes the rows of a run, and says what is wrong with it; a resumed run goes on in it."""
 
-    def __init__(self, config: TrainConfig, out: Path, *, resume_at: int) -> None:
+    def __init__(self, config: TrainConfig, out: Path | None, *, resume_at: int) -> None:
         """Open the files in ``out`` and drop what lies beyond step ``resume_at``.
 
+        Without a folder nothing is written or said: of several processes the first alone does.
         Raises InputError when a log is damaged, or asked for and not installed.
         """
-        self._metrics = JsonLines(out / "metrics.jsonl", resume_at=resume_at)
-        self._completions = JsonLines(out / "completions.jsonl", resume_at=resume_at)
-        self._warnings = JsonLines(out / "warnings.jsonl", resume_at=resume_at)
+        self._metrics = JsonLines(out and out / "metrics.jsonl", resume_at=resume_at)
+        self._completions = JsonLines(out and out / "completions.jsonl", resume_at=resume_at)
+        self._warnings = JsonLines(out and out / "warnings.jsonl", resume_at=resume_at)
+        self._silent = out is None
         self._health = Health(accuracy_weight=config.reward.accuracy)
         for row in self.rows():
             self._health.observe(row)
-        self._tensorboard = _tensorboard(config, out, resume_at)
-        self._wandb = _wandb(config, out)
+        self._tensorboard = out and _tensorboard(config, out, resume_at)
+        self._wandb = out and _wandb(config, out)
 
     def rows(self) -> list[dict[str, Any]]:
         """The metrics so far, one row per step."""
@@ -45,6 +47,8 @@ class Logbook:
 
     def log(self, row: dict[str, Any]) -> None:
         """Write the metrics of a step; a sickness that begins or ends with it is said aloud."""
+        if self._silent:
+            return
         row = self._metrics.append(row)
         for notice in self._health.observe(row):
             self._warnings.append(dataclasses.asdict(notice))

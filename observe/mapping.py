@@ -6,6 +6,7 @@ Light on purpose (neither torch nor transformers), as the planner is.
 import dataclasses
 import difflib
 import functools
+import math
 import types
 import typing
 from pathlib import Path
@@ -68,7 +69,8 @@ def from_mapping(cls: type[Config], mapping: Any, *, source: str, key: str = "")
 
     Strict: an unknown key, a missing required key or a value of the wrong type raises InputError
     with ``source`` (the file), the dotted key and what was expected. An integer is taken for a
-    float, nothing else is converted.
+    float, nothing else is converted; a number must be finite. What a dataclass itself refuses
+    (``__post_init__``) names its own key, which the way there is put in front of.
     """
     if not isinstance(mapping, dict):
         raise InputError(f"{source}: {key or 'the file'}: expected a mapping, got {mapping!r}")
@@ -91,7 +93,7 @@ def from_mapping(cls: type[Config], mapping: Any, *, source: str, key: str = "")
     try:
         return cls(**values)
     except InputError as error:
-        raise InputError(f"{source}: {error}") from None
+        raise InputError(f"{source}: {_join(key, str(error))}") from None
 
 
 @functools.cache
@@ -130,6 +132,8 @@ def _convert(kind: Any, value: Any, source: str, key: str) -> Any:
             for k, v in value.items()
         }
     if kind is float and type(value) in (int, float):
+        if not math.isfinite(value):
+            raise InputError(f"{source}: {key}: expected a finite number, got {value}")
         return float(value)
     if kind in (int, str, bool) and type(value) is kind:
         return value

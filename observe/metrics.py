@@ -22,13 +22,17 @@ from observe.rollout.engine import Completion
 class JsonLines:
     """An append-only JSONL file that a resumed run continues."""
 
-    def __init__(self, path: Path, *, resume_at: int) -> None:
+    def __init__(self, path: Path | None, *, resume_at: int) -> None:
         """Drop the rows beyond step ``resume_at``, which the run is about to make again.
+
+        Without a path nothing is kept: of several processes the first alone writes.
 
         Half a last line, as a killed run leaves it, is dropped too; InputError when any other line
         is damaged.
         """
         self.path = path
+        if path is None:
+            return
         kept = []
         lines = path.read_bytes().splitlines() if path.exists() else []
         for number, line in enumerate(lines, 1):
@@ -57,17 +61,21 @@ class JsonLines:
             key: None if isinstance(value, float) and not math.isfinite(value) else value
             for key, value in row.items()
         }
-        with self.path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(finite, allow_nan=False) + "\n")
+        if self.path is not None:
+            with self.path.open("a", encoding="utf-8") as file:
+                file.write(json.dumps(finite, allow_nan=False) + "\n")
         return finite
 
     def sync(self) -> None:
         """Bring the rows to the disk, where a power cut leaves them."""
-        with self.path.open("rb") as file:
-            os.fsync(file.fileno())
+        if self.path is not None:
+            with self.path.open("rb") as file:
+                os.fsync(file.fileno())
 
     def rows(self) -> list[dict[str, Any]]:
         """All rows, the oldest first."""
+        if self.path is None:
+            return []
         return [json.loads(line) for line in self.path.read_text(encoding="utf-8").splitlines()]
 
 

@@ -1,6 +1,6 @@
 """How far the sampler's probabilities are from the trainer's for the same weights and tokens."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Literal
 
 import torch
@@ -41,12 +41,19 @@ class Mismatch:
         whole = self.level == "sequence"
         self._log_ratio.append(difference_NT.sum(-1) if whole else difference_NT[mask_NT])
 
-    def metrics(self) -> dict[str, float]:
+    def metrics(
+        self, gather: Callable[[Sequence[Tensor]], list[Tensor]] = list
+    ) -> dict[str, float]:
         """Under TRL's names: absolute difference of log-probabilities per token, and the ratio of
-        the probabilities before it is cut off. Empty when nothing was added."""
-        if not self._difference:
+        the probabilities before it is cut off. Empty when nothing was added.
+
+        ``gather`` puts together what several processes have added; each of them must call this.
+        """
+        differences = gather([part.cpu() for part in self._difference])
+        log_ratios = gather([part.cpu() for part in self._log_ratio])
+        if not differences:
             return {}
-        difference, ratio = torch.cat(self._difference), torch.cat(self._log_ratio).exp()
+        difference, ratio = torch.cat(differences), torch.cat(log_ratios).exp()
         return {
             "sampling/sampling_logp_difference/mean": float(difference.mean()),
             "sampling/sampling_logp_difference/max": float(difference.max()),

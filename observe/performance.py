@@ -82,6 +82,14 @@ def performance_metrics(
     return metrics
 
 
+def mean_performance(ranks: Sequence[dict[str, float]]) -> dict[str, float]:
+    """The metrics of several devices as one: the fullest memory, the mean utilisation."""
+    metrics = {"perf/max_memory_gb": max(rank["perf/max_memory_gb"] for rank in ranks)}
+    if all("perf/mfu" in rank for rank in ranks):
+        metrics["perf/mfu"] = sum(rank["perf/mfu"] for rank in ranks) / len(ranks)
+    return metrics
+
+
 def step_flops(
     model: nn.Module,
     samples_P: Sequence[Sample],

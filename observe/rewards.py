@@ -175,6 +175,15 @@ def compute_rewards(
     )
 
 
+def concatenate(parts: Sequence[RewardBreakdown]) -> RewardBreakdown:
+    """The rewards of several sets of groups as those of one set, in the order given."""
+    joined: dict[str, Any] = {}
+    for spec in dataclasses.fields(RewardBreakdown):
+        values = [getattr(part, spec.name) for part in parts]
+        joined[spec.name] = torch.cat(values) if spec.name.endswith("_PG") else sum(values, ())
+    return RewardBreakdown(**joined)
+
+
 def shuffle_within_groups(total_PG: Tensor, generator: torch.Generator) -> Tensor:
     """Permute the rewards within each group: the placebo keeps their distribution and no signal."""
     order_PG = torch.rand(total_PG.shape, generator=generator).argsort(-1)

@@ -24,13 +24,27 @@ from observe.data.sources import (
     unreadable,
     write_skipped,
 )
+from observe.distributed import Parallel, start
 from observe.errors import InputError
 from observe.model.policy import Policy, load_policy
 from observe.model.processor import Processor, Sample
+from observe.model.trainable import trainable_policy
 from observe.performance import Clock
+from observe.prefetch import Prompts
 from observe.prompts import build_messages
 from observe.rollout.engine import Engine
 from observe.rollout.factory import make_engine
+from observe.rollout.native import NativeEngine
+from observe.sharding import (
+    OPTIMIZER_FOLDER,
+    copy_for_server,
+    load_optimizer,
+    renew,
+    save_optimizer,
+    shard,
+    snapshot,
+    spread_optimizer,
+)
 
 COUNTERS = ("step", "tokens", "seconds", "bad_steps")
 """What of a Run is a number that a checkpoint holds."""
@@ -41,9 +55,12 @@ class Run:
     """What a training run carries from step to step."""
 
     config: TrainConfig
+    parallel: Parallel
+    """This process among those of the run."""
     policy: Policy
     reference: Policy | None
-    """The starting policy, when the loss has a KL term."""
+    """The starting policy, when the loss has a KL term; the policy itself when it is trained by an
+    adapter, which its `untrained` switches off."""
     engine: Engine
     """Draws the completions."""
     optimizer: torch.optim.Optimizer
@@ -51,7 +68,11 @@ class Run:
     questions: dict[str, Question]
     reward: RewardConfig
     """The reward settings, resolved (resolve_rewards)."""
+    prompts: Prompts
+    """Processed prompts of this step and the next; each image is processed once."""
     validation: list[Question]
+    copy: Policy | None = None
+    """What a rollout server's weights are read from where the policy's are spread; first rank."""
     skipped: list[Skipped] = field(default_factory=list)
     """Training questions that cannot be used, and whose places others have taken."""
     step: int = 0
@@ -61,8 +82,6 @@ class Run:
     """Seconds spent in steps, over all attempts."""
     bad_steps: int = 0
     """Steps in a row, up to this one, that were left out for a NaN or infinite gradient."""
-    samples: dict[str, Sample] = field(default_factory=dict)
-    """Processed prompts of the current step by question id; each image is processed once."""
     clock: Clock = field(default_factory=Clock)
     """Where the time of the current step goes."""
 
@@ -72,35 +91,59 @@ def prepare(config: TrainConfig, out: Path, *, model: Path | str, ladder: Path |
     keep_freed_memory()
     # A bar for every checkpoint would drown the lines that tell the progress.
     disable_progress_bar()
-    saved = latest_checkpoint(out / "checkpoint")
-    policy = load_policy(saved or model)
-    if config.model.gradient_checkpointing:
-        policy.model.gradient_checkpointing_enable({"use_reentrant": False})
+    parallel = start(config.parallel, prompts_per_step=config.prompts_per_step)
+    saved = parallel.on_first(lambda: latest_checkpoint(out / "checkpoint"))
+    sharded = config.parallel.strategy == "fsdp2" and parallel.world_size > 1
+    if parallel.world_size > 1 and config.rollout.engine == "vllm":
+        raise InputError(
+            "rollout.engine: vllm samples in a trainer of one process; with several, use "
+            "rollout.engine: server"
+        )
+    policy = trainable_policy(
+        config.model,
+        model,
+        saved,
+        seed=config.seed,
+        device=parallel.device,
+        sharded=sharded,
+    )
+    reference = reference_policy(config, policy, model)
+    if sharded:
+        dtype = getattr(torch, config.model.dtype)
+        policy = shard(policy, parallel, dtype=dtype)
+        if reference:
+            reference = policy if reference.lora else shard(reference, parallel, dtype=dtype)
     optimizer = torch.optim.AdamW(
-        [p for p in policy.model.parameters() if p.requires_grad],
+        policy.trained(),
         lr=config.optim.lr,
         betas=(config.optim.beta1, config.optim.beta2),
         weight_decay=config.optim.weight_decay,
     )
-    questions, curriculum, skipped = choose_questions(config, ladder, policy.processor)
-    refuse_many_skipped(config, skipped, len(questions), out)
-    validation: list[Question] = []
-    if config.eval_steps:
-        validation, _ = load_usable(
-            config.data.source,
-            split="validation",
-            size=config.eval_size,
-            problem=partial(unusable, config.data, policy.processor),
-        )
+    # One rank looks for what cannot be used, and all train on what it found.
+    questions, curriculum, skipped, validation = parallel.on_first(
+        lambda: look_for_questions(config, ladder, policy.processor, out)
+    )
+    copy = None
+    if sharded and config.rollout.engine == "server":
+        copy = copy_for_server(policy, parallel, dtype=getattr(torch, config.model.dtype))
+    # vLLM samples for all ranks, at the first one's bidding.
+    engine: Engine = NativeEngine(policy)
+    if parallel.is_first:
+        engine = make_engine(copy or policy, config.rollout)
     run = Run(
         config=config,
+        parallel=parallel,
         policy=policy,
-        reference=load_policy(model) if config.loss.kl_coefficient else None,
-        engine=make_engine(policy, config.rollout),
+        reference=reference,
+        engine=engine,
+        copy=copy,
         optimizer=optimizer,
         curriculum=curriculum,
         questions={question.id: question for question in questions},
         reward=resolve_rewards(config, ladder),
+        prompts=Prompts(
+            partial(as_prompt, config, policy.processor), threads=config.prefetch_threads
+        ),
         validation=validation,
         skipped=skipped,
         clock=Clock(policy.model.device),
@@ -109,12 +152,45 @@ def prepare(config: TrainConfig, out: Path, *, model: Path | str, ladder: Path |
         state = load_state(saved)
         for name in COUNTERS:
             setattr(run, name, state[name])
-        optimizer.load_state_dict(state["optimizer"])
+        if "optimizer" not in state:
+            load_optimizer(saved / OPTIMIZER_FOLDER, policy, optimizer, parallel)
+        elif sharded:
+            spread_optimizer(policy, optimizer, state["optimizer"])
+        else:
+            optimizer.load_state_dict(state["optimizer"])
         try:
             curriculum.load_state_dict(state["curriculum"])
         except InputError as error:
             raise InputError(f"{saved}: {error}") from None
     return run
+
+
+def look_for_questions(
+    config: TrainConfig, ladder: Path | None, processor: Processor, out: Path
+) -> tuple[list[Question], Curriculum, list[Skipped], list[Question]]:
+    """Questions, their order, what was skipped (written to skipped.jsonl), validation questions."""
+    questions, curriculum, skipped = choose_questions(config, ladder, processor)
+    refuse_many_skipped(config, skipped, len(questions), out)
+    validation: list[Question] = []
+    if config.eval_steps:
+        validation, _ = load_usable(
+            config.data.source,
+            split="validation",
+            size=config.eval_size,
+            problem=partial(unusable, config.data, processor),
+        )
+    return questions, curriculum, skipped, validation
+
+
+def reference_policy(config: TrainConfig, policy: Policy, model: Path | str) -> Policy | None:
+    """The policy that a KL term compares with, if there is one."""
+    if not config.loss.kl_coefficient:
+        return None
+    if policy.lora:
+        return policy
+    reference = load_policy(model, dtype=getattr(torch, config.model.dtype))
+    reference.model.to(policy.model.device)
+    return reference
 
 
 def choose_questions(
@@ -134,7 +210,7 @@ def choose_questions(
     if ladder is None:
         raise InputError("data.selection: ladder needs the folder of a ladder (--ladder)")
     built = load_ladder(ladder)
-    questions, skipped = built.questions(), []
+    questions, skipped = built.questions(data.source), []
     if data.max_prompt_tokens is not None:  # That the images can be read the ladder has seen.
         skipped = [found for question in questions if (found := problem(question))]
     left_out = {one.question for one in skipped}
@@ -204,26 +280,44 @@ def resolve_rewards(config: TrainConfig, ladder: Path | None) -> RewardConfig:
 
 def prompt_of(run: Run, question: Question) -> Sample:
     """The processed prompt of a question, kept until the end of the step."""
-    if question.id not in run.samples:
-        run.samples[question.id] = process(run, question)
-    return run.samples[question.id]
+    return run.prompts.get(question)
 
 
 def process(run: Run, question: Question) -> Sample:
     """The prompt of a question as the policy reads it."""
+    return as_prompt(run.config, run.policy.processor, question)
+
+
+def as_prompt(config: TrainConfig, processor: Processor, question: Question) -> Sample:
+    """A question under the system prompt of the config, its images opened."""
     images = question.open_images()
-    messages = build_messages(run.config.prompt, question.text, question.options, len(images))
-    return run.policy.processor.sample(messages, images)
+    messages = build_messages(config.prompt, question.text, question.options, len(images))
+    return processor.sample(messages, images)
 
 
 def checkpoint(run: Run, out: Path) -> None:
-    """Save everything a killed run needs to go on from this step."""
+    """Save everything a killed run needs to go on from this step; every rank must call this."""
     state = {
         **{name: getattr(run, name) for name in COUNTERS},
-        "optimizer": run.optimizer.state_dict(),
         "curriculum": run.curriculum.state_dict(),
     }
-    save_checkpoint(out / "checkpoint", run.policy, state, keep=run.config.checkpoint_keep)
+    folders = {}
+    if run.policy.root is None:
+        state["optimizer"] = run.optimizer.state_dict()
+    else:
+        folders[OPTIMIZER_FOLDER] = out / "checkpoint.shards"
+        save_optimizer(folders[OPTIMIZER_FOLDER], run.policy, run.optimizer, run.parallel)
+    policy, keep = snapshot(run.policy, run.parallel), run.config.checkpoint_keep
+    run.parallel.on_first(
+        lambda: save_checkpoint(out / "checkpoint", policy, state, keep=keep, folders=folders)
+    )
+
+
+def sync_engine(run: Run) -> None:
+    """Have the engine sample from the policy as it is now; every rank must call this."""
+    if run.policy.root is not None and run.config.rollout.engine == "server":
+        renew(run.copy, run.policy, run.parallel)
+    run.engine.sync()
 
 
 def stable_seed(*parts: object) -> int:

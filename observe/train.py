@@ -9,37 +9,30 @@ import dataclasses
 import statistics
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 from ruamel.yaml import YAML
 from torch import Tensor
+from torch.distributed.elastic.multiprocessing.errors import record
+from torch.distributed.tensor import DTensor
 
 from observe.config import EMBEDDED, TrainConfig
 from observe.data.question import Question
 from observe.errors import InputError, TrainingFailed
+from observe.groups import Refill, draw, lengths_of, refill_groups, reward_groups, sample_groups
 from observe.logbook import Logbook, progress_message
 from observe.mapping import from_mapping, load_yaml, to_mapping, with_overrides
+from observe.memory import memory_needed
 from observe.metrics import completion_row, kl_metrics, rollout_metrics, weight_metrics
-from observe.performance import performance_metrics
-from observe.rewards import RewardBreakdown, compute_rewards
+from observe.performance import mean_performance, performance_metrics
+from observe.rewards import RewardBreakdown
 from observe.rollout.engine import Completion, SamplingParams
-from observe.run import Run, checkpoint, prepare, process, prompt_of, stable_seed
+from observe.run import Run, checkpoint, prepare, process, prompt_of, sync_engine
 from observe.update import divergence, update_policy, weigh
 
 Progress = Callable[[int, int, str], None]
-
-
-@dataclass(kw_only=True)
-class Refill:
-    """What drawing groups again took and brought."""
-
-    tokens: int = 0
-    """Prompt and completion tokens of the draws that were thrown away."""
-    metrics: dict[str, float] = field(default_factory=dict)
-    """Empty where refill is switched off."""
 
 
 def train(
@@ -58,14 +51,17 @@ def train(
     acted, and what was found to be wrong. Raises TrainingFailed when it cannot go on.
     """
     run = prepare(config, out, model=model, ladder=ladder)
-    log = Logbook(config, out, resume_at=run.step)
+    if run.parallel.is_first:
+        print(memory_needed(run), flush=True)
+    log = Logbook(config, out if run.parallel.is_first else None, resume_at=run.step)
     total_steps = config.data.size // config.prompts_per_step
-    if run.step == 0 and 0 in config.eval_steps and not log.rows():
+    fresh = run.parallel.on_first(lambda: run.step == 0 and not log.rows())
+    if fresh and 0 in config.eval_steps:
         log.log({"step": 0, "samples": 0, "num_tokens": 0, **evaluate(run)})
     while run.step < total_steps:
         run.step += 1
         run.clock.start()
-        questions = [run.questions[i] for i in run.curriculum.next_batch(config.prompts_per_step)]
+        questions = take_questions(run)
         groups = sample_groups(run, questions)
         run.clock.lap("gen")
         rewards, _ = reward_groups(run, questions, groups)
@@ -75,7 +71,7 @@ def train(
         kl_PG = divergence(run, questions, groups)
         advantages_PG, weights_P = weigh(run, rewards, kl_PG)
         update = update_policy(run, questions, groups, advantages_PG)
-        run.engine.sync()
+        sync_engine(run)
         run.clock.lap("sync")
 
         row = {
@@ -91,91 +87,28 @@ def train(
         if run.step % config.log_completions_every == 0 or run.step == 1:
             log.log_completions(completion_row(run.step, questions[0], groups[0], rewards, 0))
         stop_if_hopeless(run, out)
-        run.samples.clear()
         run.seconds += run.clock.total
         if run.step % config.checkpoint_every == 0 or run.step == total_steps:
             log.sync()
             checkpoint(run, out)
-        progress(run.step, total_steps, progress_message(row))
+        if run.parallel.is_first:
+            progress(run.step, total_steps, progress_message(row))
     log.close()
-    return summarise(run, log)
+    run.prompts.close()
+    summary = run.parallel.on_first(lambda: summarise(run, log))
+    run.parallel.stop()
+    return summary
 
 
-def sample_groups(
-    run: Run, questions: Sequence[Question], *, draw: int = 0
-) -> list[list[Completion]]:
-    """A group of completions per question, each from its own random numbers.
-
-    ``draw`` counts how often the step has sampled the question before.
-    """
-    rollout = run.config.rollout
-    params = SamplingParams(
-        max_new_tokens=rollout.max_new_tokens,
-        temperature=rollout.temperature,
-        top_p=rollout.top_p,
-        top_k=rollout.top_k,
-        n=rollout.group_size,
+def take_questions(run: Run) -> list[Question]:
+    """The questions of the step; those of the next one are begun to be processed."""
+    number = run.config.prompts_per_step
+    questions, coming = (
+        [run.questions[i] for i in ids]
+        for ids in (run.curriculum.next_batch(number), run.curriculum.upcoming(number))
     )
-    again = (draw,) if draw else ()
-    seeds = [stable_seed(run.config.seed, run.step, q.id, *again) for q in questions]
-    return run.engine.generate([prompt_of(run, q) for q in questions], params, seeds)
-
-
-def reward_groups(
-    run: Run, questions: Sequence[Question], groups: Sequence[Sequence[Completion]]
-) -> tuple[RewardBreakdown, Tensor]:
-    """Rewards by component, and the completions' lengths in tokens (P, G)."""
-    lengths_PG = lengths_of(groups)
-    texts = [[c.text for c in group] for group in groups]
-    return compute_rewards(texts, lengths_PG, questions, run.reward), lengths_PG
-
-
-def refill_groups(
-    run: Run,
-    questions: Sequence[Question],
-    groups: Sequence[list[Completion]],
-    rewards: RewardBreakdown,
-) -> tuple[list[list[Completion]], RewardBreakdown, Refill]:
-    """Draw groups that would teach nothing again (rollout.refill_rounds), and say what it took.
-
-    The questions stay, so that every order still consumes each of them once, in as many steps. The
-    last draw of a group stands. A divergence in the reward is no signal here: nearly every group
-    has one.
-    """
-    groups, refill = list(groups), Refill()
-    if not run.config.rollout.refill_rounds:
-        return groups, rewards, refill
-    refill.metrics["observe/refill_first_reward"] = float(rewards.total_PG.nanmean().nan_to_num())
-    drawn = 0
-    empty = first = without_signal(run, rewards)
-    for draw in range(1, run.config.rollout.refill_rounds + 1):
-        if not empty:
-            break
-        again = [questions[i] for i in empty]
-        drawn += len(again)
-        for i, group in zip(empty, sample_groups(run, again, draw=draw), strict=True):
-            prompt_tokens = prompt_of(run, questions[i]).length * len(group)
-            # Of what was sampled, the tokens that no other figure of the step contains.
-            refill.tokens += sum(len(c.token_ids) for c in groups[i]) + prompt_tokens
-            groups[i] = group
-        fresh, _ = reward_groups(run, again, [groups[i] for i in empty])
-        rewards = rewards.with_groups(empty, fresh)
-        empty = without_signal(run, rewards)
-    refill.metrics["observe/refill_groups_drawn"] = float(drawn)
-    refill.metrics["observe/refill_groups_gained"] = float(len(first) - len(empty))
-    refill.metrics["observe/refill_groups_empty"] = float(len(empty))
-    return groups, rewards, refill
-
-
-def without_signal(run: Run, rewards: RewardBreakdown) -> list[int]:
-    """The groups whose advantages are all 0."""
-    advantages_PG, _ = weigh(run, rewards)
-    return (advantages_PG == 0).all(1).nonzero().flatten().tolist()
-
-
-def lengths_of(groups: Sequence[Sequence[Completion]]) -> Tensor:
-    """The completions' lengths in tokens (P, G)."""
-    return torch.tensor([[len(c.token_ids) for c in group] for group in groups])
+    run.prompts.expect([*run.parallel.share(questions), *run.parallel.share(coming)])
+    return questions
 
 
 def describe_step(
@@ -188,14 +121,22 @@ def describe_step(
     refill: Refill,
 ) -> dict[str, Any]:
     """The metrics of a step's rollout and of what it cost; counts its tokens into the run."""
-    samples = [prompt_of(run, question) for question in questions]
+    own = run.parallel.share(range(len(questions)))
+    samples = [prompt_of(run, questions[i]) for i in own]
     lengths_PG = lengths_of(groups)
     truncated_PG = torch.tensor([[c.truncated for c in group] for group in groups])
-    prompt_tokens = sum(sample.length for sample in samples)
+    prompt_tokens = round(run.parallel.total([sum(sample.length for sample in samples)])[0])
     step_tokens = int(lengths_PG.sum()) + prompt_tokens * run.config.rollout.group_size
     step_tokens += refill.tokens
     run.tokens += step_tokens
     trained_P = advantages_PG.ne(0).any(1) | (run.reference is not None)
+    performance = performance_metrics(
+        run.policy,
+        samples,
+        [int(lengths_PG[i].sum()) for i in own],
+        [bool(trained_P[i]) for i in own],
+        run.clock.total,
+    )
     return {
         "step": run.step,
         "samples": run.step * run.config.prompts_per_step,
@@ -205,13 +146,7 @@ def describe_step(
         **run.curriculum.metrics(),
         **refill.metrics,
         "perf/throughput": step_tokens / run.clock.total,
-        **performance_metrics(
-            run.policy,
-            samples,
-            lengths_PG.sum(1).tolist(),
-            trained_P.tolist(),
-            run.clock.total,
-        ),
+        **mean_performance(run.parallel.gather([performance])),
     }
 
 
@@ -229,7 +164,8 @@ def stop_if_hopeless(run: Run, out: Path) -> None:
             f"steps in a row, more than optim.max_bad_steps ({bound}) allows; they were left out, "
             f"and the policy is that of step {run.step - run.bad_steps}. {remedy}"
         )
-    if not all(bool(p.isfinite().all()) for p in run.policy.model.parameters()):
+    weights = [p.to_local() if isinstance(p, DTensor) else p for p in run.policy.trained()]
+    if run.parallel.most(not all(bool(weight.isfinite().all()) for weight in weights)):
         raise TrainingFailed(
             f"{out}: step {run.step}: it made weights infinite or NaN; the checkpoint before it is "
             f"kept. {remedy}"
@@ -239,8 +175,7 @@ def stop_if_hopeless(run: Run, out: Path) -> None:
 def evaluate(run: Run) -> dict[str, float]:
     """Greedy accuracy, valid form and length on the fixed validation questions."""
     params = SamplingParams(max_new_tokens=run.config.rollout.max_new_tokens, temperature=0.0)
-    prompts = [process(run, question) for question in run.validation]
-    groups = run.engine.generate(prompts, params, [0] * len(prompts))
+    groups = draw(run, run.validation, params, [0] * len(run.validation), prompt=process)
     rewards, lengths_PG = reward_groups(run, run.validation, groups)
     return {
         "eval/accuracy": float(rewards.correct_PG.nanmean()),
@@ -294,7 +229,10 @@ def stage(
     model: Path | str = settings.model.path
     if "model" in inputs:
         model = inputs["model"] / "checkpoint"
-    return train(settings, out, model=model, ladder=inputs.get("ladder"), progress=progress)
+    ladder = inputs.get("ladder")
+    if ladder is None and settings.data.ladder.path is not None:
+        ladder = Path(settings.data.ladder.path)
+    return train(settings, out, model=model, ladder=ladder, progress=progress)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -319,18 +257,23 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--base", type=Path | None, help="Folder that observe.base wrote (model.path glyphs)."
     )
-    parser.add_argument("--ladder", type=Path | None, help="Folder that observe.ladder wrote.")
+    parser.add_argument(
+        "--ladder",
+        type=Path | None,
+        help="Folder that observe.ladder wrote; by default data.ladder.path.",
+    )
     parser.add_class_arguments(TrainConfig)
     given = parser.parse_args(arguments, defaults=False).as_dict()
     file, out, base, ladder = (
         given.pop(name, None) for name in ("config", "out", "base", "ladder")
     )
     print_config = given.pop("print_config", False)
+    options = dict(_dotted(given))
 
     def command() -> None:
         mapping = load_yaml(file) if file else {}
         if isinstance(mapping, dict):
-            mapping = with_overrides(mapping, dict(_dotted(given)))
+            mapping = with_overrides(mapping, options)
         config = from_mapping(TrainConfig, mapping, source=str(file or "options"))
         if print_config:
             yaml = YAML(typ="safe", pure=True)
@@ -341,14 +284,22 @@ def main(arguments: Sequence[str] | None = None) -> int:
             raise InputError("--out: missing; it names the folder for checkpoint/ and the logs")
         if config.model.path == EMBEDDED and base is None:
             raise InputError("--base: model.path glyphs needs the folder that observe.base wrote")
-        if file and config.data.source != EMBEDDED:
-            source = {"data.source": str(file.parent / config.data.source)}
+        if file:
+            # What the file names lies beside it; what an option names, where the command is given.
+            named = {"data.source": config.data.source, "data.ladder.path": config.data.ladder.path}
+            beside = {
+                key: str(file.parent / path)
+                for key, path in named.items()
+                if path not in (None, EMBEDDED) and key not in options
+            }
             config = from_mapping(
-                TrainConfig, with_overrides(to_mapping(config), source), source=str(file)
+                TrainConfig, with_overrides(to_mapping(config), beside), source=str(file)
             )
+        built = config.data.ladder.path if ladder is None else ladder
         out.mkdir(parents=True, exist_ok=True)
         model = base / "checkpoint" if base else config.model.path
-        result = train(config, out, model=model, ladder=ladder, progress=print_progress)
+        rungs = None if built is None else Path(built)
+        result = train(config, out, model=model, ladder=rungs, progress=print_progress)
         print(f"{out / 'checkpoint'}: {result['steps']} steps, reward {result['final_reward']:.3f}")
 
     return exit_code(command)
@@ -364,4 +315,5 @@ def _dotted(mapping: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, An
 
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    # Of several processes the first to fail is named by torchrun, with its error.
+    raise SystemExit(record(main)())

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch.distributed.tensor import DTensor
 
 from observe import grpo
 from observe.data.question import Question
@@ -41,6 +42,8 @@ class PolicyBatch:
     """Log-probabilities under the policy that the run started from."""
     weights_NT: Tensor | None = None
     """What corrects for a sampler with other probabilities, where that is asked for."""
+    idle: bool = False
+    """It has no effect, and is passed because another rank has one more."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,17 +91,21 @@ def divergence(
         return None
     run.policy.model.train()
     kl_PG = torch.zeros(len(groups), len(groups[0]))
-    everything = [list(range(len(group))) for group in groups]
+    own = run.parallel.share(range(len(groups)))
+    everything = [list(range(len(group))) if i in own else [] for i, group in enumerate(groups)]
     with torch.no_grad():
         for batch in policy_batches(run, questions, groups, kl_PG, everything):
             logprobs_NT, _, mask_NT = forward(run, run.policy, batch)
-            reference_NT, _, _ = forward(run, run.reference, batch)
+            with run.reference.untrained():
+                reference_NT, _, _ = forward(run, run.reference, batch)
             kl_NT = grpo.kl(logprobs_NT, reference_NT, run.config.loss.kl_estimator)
             kl_N = (kl_NT * mask_NT).sum(1).to(kl_PG)
+            if batch.idle:
+                continue
             by_group = kl_N.split([len(members) for _, members in batch.members])
             for (i, members), values in zip(batch.members, by_group, strict=True):
                 kl_PG[i, members] = values
-    return kl_PG
+    return torch.stack(run.parallel.gather([kl_PG[i] for i in own]))
 
 
 def update_policy(
@@ -118,6 +125,9 @@ def update_policy(
     optim = run.config.optim
     set_lr(run)
     run.policy.model.train()
+    if run.config.model.lora.dropout:
+        seed = stable_seed(run.config.seed, run.step, "dropout", run.parallel.rank)
+        torch.manual_seed(seed)
     minibatches = split(run, questions, groups, advantages_PG)
     mismatch = Mismatch(run.config.loss.importance_sampling)
     with torch.no_grad():
@@ -132,16 +142,19 @@ def update_policy(
             loss_value = 0.0
             for batch in minibatch.batches:
                 loss, figure = loss_of(run, batch, minibatch.normalizer, mismatch)
-                loss.backward()
-                figures.append(figure)
-                loss_value += figure["loss"]
+                (0.0 * loss if batch.idle else loss).backward()
+                if not batch.idle:
+                    figures.append(figure)
+                    loss_value += figure["loss"]
             run.clock.lap("forward_backward")
-            grad_norms.append(step_optimizer(run, loss_value, empty=not minibatch.batches))
+            empty = run.parallel.most(len(minibatch.batches)) == 0
+            grad_norms.append(step_optimizer(run, loss_value, empty=empty))
             bad_steps += run.bad_steps > 0
             run.clock.lap("optimizer")
+    figures = run.parallel.gather(figures)
     return {
         **summed_up(run, figures, steps=len(grad_norms)),
-        **mismatch.metrics(),
+        **mismatch.metrics(run.parallel.gather),
         "grad_norm": sum(grad_norms) / len(grad_norms),
         "observe/bad_step": bad_steps / len(grad_norms),
         "learning_rate": run.optimizer.param_groups[0]["lr"],
@@ -155,6 +168,8 @@ def split(
     advantages_PG: Tensor,
 ) -> list[Minibatch]:
     """The rollout in parts of consecutive questions, as equal as they can be, a step on each.
+
+    Of each part this rank forwards its share; the normaliser counts the whole part.
 
     Without a divergence or an entropy in the loss, groups whose advantages are all zero add nothing
     to the gradient, and are left out of the forward pass; they are counted all the same.
@@ -171,7 +186,7 @@ def split(
         part = range(len(groups) * k // count, len(groups) * (k + 1) // count)
         lengths = [len(groups[i][j].token_ids) for i in part for j in counted[i]]
         forwarded: list[list[int]] = [[] for _ in groups]
-        for i in part:
+        for i in run.parallel.share(part):
             if every_group or advantages_PG[i, counted[i]].any():
                 forwarded[i] = counted[i]
         parts.append(
@@ -213,15 +228,31 @@ def policy_batches(
                 advantages_N=torch.cat([advantages_PG[i, part] for i, part in chunk]),
             )
         )
+    if run.policy.root is not None:
+        idle = run.parallel.most(len(batches)) - len(batches)
+        batches.extend(idle_batch(run, questions[0]) for _ in range(idle))
     return batches
+
+
+def idle_batch(run: Run, question: Question) -> PolicyBatch:
+    """A pass without effect: spread weights are gathered in every pass, by all ranks together."""
+    end = [run.policy.processor.eos_ids[0]]
+    return PolicyBatch(
+        members=[],
+        samples=[prompt_of(run, question)],
+        token_ids=[[end]],
+        drawn=[Completion(token_ids=end, text="", truncated=False)],
+        advantages_N=torch.zeros(1),
+        idle=True,
+    )
 
 
 def forward(
     run: Run, policy: Policy, batch: PolicyBatch, *, entropy_grad: bool = False
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Log-probabilities and entropies of the batch's tokens, and their mask (N, T)."""
-    return completion_logprobs(
-        policy,
+    return policy.through(
+        completion_logprobs,
         batch.samples,
         batch.token_ids,
         temperature=run.config.rollout.temperature,
@@ -292,7 +323,7 @@ def loss_of(
         loss = loss - config.entropy_coefficient * aggregate(entropy_NT)
     if run.reference and config.kl_in == "loss":
         if batch.reference_NT is None:
-            with torch.no_grad():
+            with torch.no_grad(), run.reference.untrained():
                 batch.reference_NT, _, _ = forward(run, run.reference, batch)
         kl_NT = grpo.kl(logprobs_NT, batch.reference_NT, config.kl_estimator)
         loss = loss + config.kl_coefficient * aggregate(kl_NT)
@@ -302,13 +333,20 @@ def loss_of(
 
 
 def step_optimizer(run: Run, loss: float, *, empty: bool) -> float:
-    """Clip the gradients, take the step unless there are none or one is no number; their norm."""
-    parameters = [p for p in run.policy.model.parameters() if p.grad is not None]
-    grad_norm = float(torch.nn.utils.clip_grad_norm_(parameters, run.config.optim.max_grad_norm))
-    bad = not (math.isfinite(loss) and math.isfinite(grad_norm))
+    """Clip the gradients, take the step unless there are none or one is no number; their norm.
+
+    ``loss`` is this rank's part. All ranks decide alike, from its sum and the norm over all.
+    """
+    if run.policy.root is None:
+        run.parallel.sum_gradients(run.policy.trained())
+    parameters = [p for p in run.policy.trained() if p.grad is not None]
+    norm = torch.nn.utils.clip_grad_norm_(parameters, run.config.optim.max_grad_norm)
+    grad_norm = float(norm.full_tensor() if isinstance(norm, DTensor) else norm)
+    bad = not (math.isfinite(run.parallel.total([loss])[0]) and math.isfinite(grad_norm))
     run.bad_steps = run.bad_steps + 1 if bad else 0
     if not (empty or bad):
         run.optimizer.step()
+        run.policy.publish()
     run.optimizer.zero_grad(set_to_none=True)
     return grad_norm
 

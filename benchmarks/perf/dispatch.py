@@ -24,7 +24,7 @@ import statistics
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +33,7 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks.perf.measure import NOT_INSTALLED, Cost, measured
+from benchmarks.perf.results import publish
 from harness import graph, machine
 from harness.ablation import Resources
 from harness.cli import run_command
@@ -156,7 +157,7 @@ def _median(costs: list[Cost], what: str, stages: int) -> float:
     return 1000 * statistics.median(cost[what] for cost in costs) / stages  # type: ignore[literal-required]
 
 
-def show(rows: list[dict[str, Any]], described: dict[str, object]) -> None:
+def show(rows: Sequence[dict[str, Any]], described: dict[str, object]) -> None:
     """Print the table."""
     title = f"{described['cpu']}, {described['cores']} cores; milliseconds per stage"
     table = Table(title=title, title_justify="left", box=None, pad_edge=False)
@@ -200,12 +201,7 @@ def main(arguments: list[str] | None = None) -> int:
         rows = compare(
             options.stages, options.slots, options.repeats, slurm=options.slurm, python=python
         )
-        described = machine.describe()
-        if options.json:
-            print(json.dumps({"machine": described, "results": rows}, indent=1))
-        else:
-            show(rows, described)
-        return 0
+        return publish(rows, show, as_json=options.json)
 
     return run_command(command)
 

@@ -14,7 +14,7 @@ from transformers import (
 )
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
-from observe.model.layers import use_own_layers
+from observe.model.family import use_own_layers
 from observe.model.policy import Policy
 from observe.model.processor import VISION_TOKENS, Processor
 

@@ -9,6 +9,7 @@ import json
 import resource
 import sys
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,10 @@ from observe.allocator import keep_freed_memory
 from observe.config import ModelConfig, OptimConfig, RolloutConfig, TrainConfig
 from observe.data.curriculum import ShuffledOrder
 from observe.data.question import Question
+from observe.distributed import Parallel
+from observe.model.policy import Policy
+from observe.model.processor import Sample
+from observe.prefetch import Prompts
 from observe.rollout.engine import SamplingParams
 from observe.rollout.native import NativeEngine
 from observe.run import Run
@@ -50,6 +55,7 @@ def main(folder: Path) -> int:
     ]
     run = Run(
         config=config,
+        parallel=Parallel(device=torch.device(settings["device"])),
         policy=policy,
         reference=None,
         engine=NativeEngine(policy),
@@ -57,6 +63,7 @@ def main(folder: Path) -> int:
         curriculum=ShuffledOrder([question.id for question in questions], seed=0),
         questions={question.id: question for question in questions},
         reward=config.reward,
+        prompts=Prompts(partial(_prompt, policy), threads=0),
         validation=[],
     )
     rewards = torch.Generator().manual_seed(0)
@@ -65,7 +72,7 @@ def main(folder: Path) -> int:
     written = {
         "seconds": [sum(row.values()) for row in rows],
         **{key: [row[key] for row in rows] for key in rows[0]},
-        "prompt_tokens": sorted({sample.length for sample in run.samples.values()}),
+        "prompt_tokens": sorted({run.prompts.get(q).length for q in questions}),
         "peak_rss_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
         "peak_gpu_mb": torch.cuda.max_memory_allocated() / 2**20 if cuda else None,
         "matmul_flops": _update_flops(run, settings),
@@ -73,6 +80,10 @@ def main(folder: Path) -> int:
     }
     (folder / "steps.json").write_text(json.dumps(written))
     return 0
+
+
+def _prompt(policy: Policy, question: Question) -> Sample:
+    return policy.processor.sample(grpo_model.messages(question.text), question.open_images())
 
 
 def _total(settings: dict[str, Any]) -> int:
@@ -92,15 +103,12 @@ def _step(
         marks.append(time.perf_counter())
 
     run.step += 1
-    run.samples.clear()
-    for question in questions:
-        run.samples[question.id] = run.policy.processor.sample(
-            grpo_model.messages(question.text), question.open_images()
-        )
+    run.prompts.expect([])
+    samples = [run.prompts.get(question) for question in questions]
     mark()
     params = SamplingParams(max_new_tokens=rollout.max_new_tokens, n=rollout.group_size)
     seeds = [1000 * run.step + i for i in range(len(questions))]
-    groups = NativeEngine(run.policy).generate(list(run.samples.values()), params, seeds)
+    groups = NativeEngine(run.policy).generate(samples, params, seeds)
     mark()
     rewards_PG = torch.rand(len(questions), rollout.group_size, generator=rewards)
     update_policy(run, questions, groups, grpo.group_advantages(rewards_PG))
@@ -117,8 +125,9 @@ def _update_flops(run: Run, settings: dict[str, Any]) -> float:
     vision = sum(p.numel() for p in model.model.visual.parameters())
     head = model.lm_head.weight.numel()
     written = settings["prompts"] * settings["group_size"] * settings["new_tokens"]
-    prompts = sum(sample.length for sample in run.samples.values())
-    patches = sum(len(sample.pixels_RD) for sample in run.samples.values())
+    samples = [run.prompts.get(question) for question in run.questions.values()]
+    prompts = sum(sample.length for sample in samples)
+    patches = sum(len(sample.pixels_RD) for sample in samples)
     return 6.0 * (number * (prompts + written) + head * written + vision * patches)
 
 

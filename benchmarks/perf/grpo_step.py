@@ -8,13 +8,16 @@ time, and the same settings of glibc's allocator that our trainer gives itself. 
 
 - ``step``: seconds per step, the median, with the smallest and the largest;
 - ``generate``: of it the sampling; ``other``: forward, backward, optimizer, images and the rest;
+- ``tokens/s``: completion tokens of a step over its seconds;
 - ``peak``: largest resident memory in megabytes (on a GPU, what the allocator held);
 - ``ratio``: TRL's seconds over ours. Above 1, ours is faster;
 - ``matmul``: the rate of the update's products with weights, as a share of what large square
   products reach on this device with these threads: the rest is attention, normalisation,
   activation functions and overhead.
 
-On a GPU: ``--device cuda --shape 3b --dtype bfloat16``.
+On a GPU, three steps of the 3B shape at the paper's lengths: ``--device cuda --shape 3b --dtype
+bfloat16 --gradient_checkpointing --image_tokens=[400] --new_tokens 1024 --steps 3 --warmup 1
+--repeats 1 --peer_micro_batch 8``.
 """
 
 import json
@@ -23,6 +26,7 @@ import statistics
 import subprocess
 import sys
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -31,8 +35,10 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks.perf.measure import NOT_INSTALLED
+from benchmarks.perf.results import publish
 from harness import machine
 from harness.cli import run_command
+from observe.errors import InputError
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -91,7 +97,8 @@ def _row(settings: dict[str, Any], found: dict[str, list[dict[str, Any]]]) -> di
         for key in ("image_tokens", "shape", "device", "dtype", "threads", "prompts", "group_size")
     }
     row |= {"new_tokens": settings["new_tokens"], "prompt_tokens": found[OURS][0]["prompt_tokens"]}
-    ours = _side(found[OURS])
+    tokens = settings["prompts"] * settings["group_size"] * settings["new_tokens"]
+    ours = _side(found[OURS], tokens)
     last = found[OURS][-1]
     rate = last["matmul_flops"] / statistics.median(_all(found[OURS], "update"))
     ours |= {
@@ -108,7 +115,7 @@ def _row(settings: dict[str, Any], found: dict[str, list[dict[str, Any]]]) -> di
             f"prompts differ: TRL has {found[TRL][0]['prompt_tokens']} tokens, "
             f"this trainer {row['prompt_tokens']}"
         )
-    row["trl"] = _side(found[TRL])
+    row["trl"] = _side(found[TRL], tokens)
     memory = "peak_gpu_mb" if settings["device"] == "cuda" else "peak_rss_mb"
     return row | {
         "ratio": row["trl"]["seconds"] / ours["seconds"],
@@ -116,7 +123,7 @@ def _row(settings: dict[str, Any], found: dict[str, list[dict[str, Any]]]) -> di
     }
 
 
-def _side(runs: list[dict[str, Any]]) -> dict[str, Any]:
+def _side(runs: list[dict[str, Any]], tokens: int) -> dict[str, Any]:
     seconds, generate = _all(runs, "seconds"), _all(runs, "generate")
     return {
         "seconds": statistics.median(seconds),
@@ -125,6 +132,7 @@ def _side(runs: list[dict[str, Any]]) -> dict[str, Any]:
         "other": statistics.median(s - g for s, g in zip(seconds, generate, strict=True)),
         "peak_rss_mb": max(run["peak_rss_mb"] for run in runs),
         "peak_gpu_mb": max((run["peak_gpu_mb"] or 0.0) for run in runs) or None,
+        "tokens_per_second": tokens / statistics.median(seconds),
         "steps": len(seconds),
     }
 
@@ -133,11 +141,11 @@ def _all(runs: list[dict[str, Any]], key: str) -> list[float]:
     return [value for run in runs for value in run[key]]
 
 
-def show(rows: list[dict[str, Any]], described: dict[str, object]) -> None:
+def show(rows: Sequence[dict[str, Any]], described: dict[str, object]) -> None:
     """Print the table."""
     title = f"{described['cpu']}, {described['cores']} cores; seconds per step"
     table = Table(title=title, title_justify="left", box=None, pad_edge=False)
-    columns = "image tokens,trainer,step,(range),generate,other,peak,ratio,matmul"
+    columns = "image tokens,trainer,step,(range),generate,other,tokens/s,peak,ratio,matmul"
     for i, column in enumerate(columns.split(",")):
         table.add_column(column, justify="left" if i == 1 else "right")
     for row in rows:
@@ -154,6 +162,7 @@ def show(rows: list[dict[str, Any]], described: dict[str, object]) -> None:
                 f"{low:.3f}-{high:.3f}",
                 f"{one['generate']:.3f}",
                 f"{one['other']:.3f}",
+                f"{one['tokens_per_second']:.0f}",
                 f"{one['peak_gpu_mb'] or one['peak_rss_mb']:.0f}",
                 f"{row['ratio']:.2f}" if side == TRL else "",
                 f"{one['matmul_share']:.0%}" if side == OURS else "",
@@ -199,6 +208,13 @@ def main(arguments: list[str] | None = None) -> int:
     options = parser.parse_args(arguments)
 
     def command() -> int:
+        import torch
+
+        if options.device == "cuda" and not torch.cuda.is_available():
+            raise InputError(
+                "--device: cuda: torch finds no GPU here; run it where there is one, or without "
+                "--device to measure on the CPU"
+            )
         rows = []
         common = options.as_dict()
         for key in ("json", "python", "repeats"):
@@ -206,12 +222,7 @@ def main(arguments: list[str] | None = None) -> int:
         for image_tokens in common.pop("image_tokens"):
             settings = {**common, "image_tokens": image_tokens}
             rows.append(compare(settings, Path(options.python), options.repeats))
-        described = machine.describe()
-        if options.json:
-            print(json.dumps({"machine": described, "results": rows}, indent=1))
-        else:
-            show(rows, described)
-        return 0
+        return publish(rows, show, as_json=options.json)
 
     return run_command(command)
 

@@ -9,16 +9,16 @@ golds in ``--workers`` processes. How to read it:
 - ``hostile``: text made to hang a scorer; only ours is run on it, since a hung Math-Verify call can
   only be waited for. ``slowest`` is the longest that one verdict took;
 - ``ours, first``: as a training step meets it, workers already started, nothing remembered;
-  ``ours, again``: the same once more, decided algebra remembered;
+  ``ours, again``: the same once more, with what is remembered;
 - ``ratio``: items a second over Math-Verify's. Above 1, ours is faster.
 
 Math-Verify parses gold and response (with its fallbacks off the clock: no time limits, which its
 authors recommend in worker processes) and verifies, in a pool of processes already warm.
 """
 
-import json
 import multiprocessing
 import random
+import re
 import statistics
 import sys
 import time
@@ -32,9 +32,9 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks import scorer_audit
-from harness import machine
+from benchmarks.perf.results import publish
 from harness.cli import run_command
-from observe.scoring import ScoreRequest, equivalence, score_many, workers
+from observe.scoring import ScoreRequest, score_many, workers
 
 COLUMNS = ("mix", "items", "scorer", "items/s", "(range)", "ratio", "unscored", "slowest, s")
 
@@ -102,15 +102,26 @@ def hostile() -> list[ScoreRequest]:
 
 def ours(requests: Sequence[ScoreRequest], processes: int) -> tuple[float, float, int]:
     """Seconds that `score_many` takes at first and once more, and how many it could not judge."""
-    score_many([_algebra(i) for i in range(processes)], workers=processes)
-    workers.forget()
-    equivalence.equal.cache_clear()
+    _forget()
+    workers.start(processes)
+    score_many([_algebra(i) for i in range(4 * processes)], workers=processes)
     seconds = []
     for _ in range(2):
         began = time.perf_counter()
         verdicts = score_many(requests, workers=processes, timeout_s=TIMEOUT_S)
         seconds.append(time.perf_counter() - began)
     return seconds[0], seconds[1], sum(verdict.correct is None for verdict in verdicts)
+
+
+def _forget() -> None:
+    """Forget all that the scorer remembers, in this process and in its workers, which end."""
+    workers.forget()
+    for name, module in list(sys.modules.items()):
+        if name.startswith("observe.scoring"):
+            for value in vars(module).values():
+                if hasattr(value, "cache_clear"):
+                    value.cache_clear()
+    re.purge()
 
 
 def slowest(requests: Sequence[ScoreRequest]) -> float:
@@ -148,7 +159,9 @@ def _verify(pair: tuple[str, str]) -> bool:
 
 
 def _algebra(seed: int) -> ScoreRequest:
-    return ScoreRequest(response=f"\\boxed{{x + {seed + 2}}}", gold="x + 1")
+    """What only algebra decides, with the roots, fractions and pi that all of it is about."""
+    gold = rf"\frac{{\sqrt{{{seed + 2}}}}}{{3}} + \pi x"
+    return ScoreRequest(response=rf"\boxed{{\pi x + \sqrt{{{seed + 2}}}/3}}", gold=gold)
 
 
 def compare(
@@ -232,12 +245,7 @@ def main(arguments: list[str] | None = None) -> int:
             mixes["real mix"] = [scorer_audit.request(row) for row in rows]
             mixes["real, free form"] = [r for r in mixes["real mix"] if r.options is None]
         found = compare(mixes, processes=options.workers, repeats=options.repeats)
-        described = machine.describe()
-        if options.json:
-            print(json.dumps({"machine": described, "results": found}, indent=1))
-        else:
-            show(found, described)
-        return 0
+        return publish(found, show, as_json=options.json)
 
     return run_command(command)
 

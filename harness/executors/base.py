@@ -1,6 +1,7 @@
 """What the dispatcher asks of a place where stages run."""
 
 import dataclasses
+import os
 from typing import Protocol
 
 from harness.job import Task
@@ -21,14 +22,21 @@ class Ended:
 def stage_environment(cpus: int) -> dict[str, str]:
     """Environment of a stage, to be set before its libraries load.
 
-    It gives the numerical ones so many threads, and keeps progress bars out of the log.
+    It gives the numerical ones so many threads, and keeps progress bars out of the log. Models and
+    data sets come from the caches alone, unless the launcher's own environment says otherwise:
+    ``harness.prefetch`` fills them once, and many jobs must not do it at a time.
     """
     threads = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
-    return {**dict.fromkeys(threads, str(cpus)), "HF_HUB_DISABLE_PROGRESS_BARS": "1"}
+    offline = ("HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE")
+    return {
+        **dict.fromkeys(threads, str(cpus)),
+        "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+        **{name: os.environ.get(name, "1") for name in offline},
+    }
 
 
 class Executor(Protocol):
-    """Runs stages. Every implementation passes ``tests/harness/test_executors.py``.
+    """Runs stages. Every implementation passes the suite in ``tests/harness/conformance.py``.
 
     An executor knows nothing of plans, retries or dependencies; and it says that a stage ended
     only when it knows, never because it could not find out.

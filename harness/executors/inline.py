@@ -3,12 +3,13 @@
 import os
 import signal
 import time
+from pathlib import Path
 
 from harness import job, process
 from harness.executors.base import Ended, stage_environment
 from harness.job import Task
 from harness.process import Liveness
-from harness.store import Status
+from harness.store import Status, Store
 
 
 class InlineExecutor:
@@ -26,7 +27,7 @@ class InlineExecutor:
     def submit(self, task: Task) -> None:
         os.environ.update(stage_environment(task.cpus))
         state = job.run(task, executor=self.name, job=str(os.getpid()))
-        if state == "cancelled":
+        if state == "cancelled" and not Store(Path(task.directory)).status(task.id).pruned:
             # The stage took the signal that was meant for the launcher too.
             signal.raise_signal(signal.SIGTERM)
         self._ended.append(Ended(id=task.id, detail=state))

@@ -30,7 +30,20 @@ CLOSE_S = 10.0
 """How long to wait for finished jobs to leave the queue."""
 CANCEL_S = 45.0
 """How long cancelled jobs may take to leave: Slurm kills those that do not stop after 30 s."""
-TEMPORARY = ("timed out", "temporarily", "Unable to contact", "Connection refused", "Zero Bytes")
+TEMPORARY = (
+    "timed out",
+    "temporarily",
+    "Unable to contact",
+    "Connection refused",
+    "Connection reset",
+    "Transport endpoint",
+    "Zero Bytes",
+    "missing socket",
+    "Communication",
+    "Message send failure",
+    "Message receive failure",
+    "standby mode",
+)
 """What sbatch says when it may work later, or may even have worked."""
 LIMITS = ("violates accounting/QOS policy", "MaxSubmitJob", "QOSMaxJobs", "AssocGrp")
 """What sbatch says when there are too many jobs: later fewer, unless there are none."""
@@ -145,7 +158,8 @@ class SlurmExecutor:
             return
         groups: dict[tuple[Any, ...], list[Task]] = {}
         for task in self._unsent:
-            groups.setdefault((task.cpus, task.gpus, task.mem_gb, task.hours), []).append(task)
+            shape = (task.nodes, task.processes, task.cpus, task.gpus, task.mem_gb, task.hours)
+            groups.setdefault(shape, []).append(task)
         self._unsent = []
         for tasks in groups.values():
             for start in range(0, len(tasks), self._array_size):
@@ -171,8 +185,7 @@ class SlurmExecutor:
             array.job = send(array, self._profile)
         except FailedJobError as error:
             said = str(error)
-            later = TEMPORARY + LIMITS if others else TEMPORARY
-            if not any(word in said for word in later):
+            if not may_work_later(said, others=others):
                 shutil.rmtree(array.folder)  # So that the next launcher does not look for it.
                 raise InputError(_refused(said, tasks[0])) from None
             # Taken or not: it is looked for by name, and sent again when it is not found.
@@ -270,6 +283,8 @@ class SlurmExecutor:
         known = jobs.get(array.key(element.index)) if jobs and array.job else None
         if known and known.name != array.name:
             known = None  # A controller that was killed may give an id out again.
+        if known and known.launch_failed:  # Taken out as a stray; no user may release it.
+            return f"its Slurm job {known.key} was not started by its node ({known.reason})"
         now = time.monotonic()
         if (
             known and known.state == "PENDING" and not known.restarts
@@ -361,6 +376,12 @@ def _cancel(chosen: Iterable[Element], *, kill: bool) -> None:
     slurm.cancel(keys, sorted(names), kill=kill)
 
 
+def may_work_later(said: str, *, others: bool) -> bool:
+    """Whether what sbatch said speaks of the controller or of ``others`` in the queue, rather than
+    of the job, so that the same job may be taken later."""
+    return any(word in said for word in (TEMPORARY + LIMITS if others else TEMPORARY))
+
+
 def _left(names: set[str]) -> bool:
     """Whether no job of these names does anything any more, as far as Slurm tells."""
     jobs = (slurm.queue() or {}).values()
@@ -371,6 +392,7 @@ def _refused(said: str, task: Task) -> str:
     kind = task.id.partition("-")[0]
     lines = [line for line in said.splitlines() if "sbatch" in line and "error" in line]
     asked = f"{task.cpus} cpus, {task.gpus} gpus, {task.mem_gb} GB, {task.hours} hours"
+    asked = f"{task.nodes} nodes of {asked}" if task.nodes > 1 else asked
     return (
         f"resources.{kind} ({asked}): sbatch refused the job ({'; '.join(lines) or said.strip()}); "
         "change resources in the ablation file, or the cluster's profile"

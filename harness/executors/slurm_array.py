@@ -16,7 +16,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from harness import job, slurm
+from harness import job, ranks, slurm
 from harness.executors.base import stage_environment
 from harness.job import Task
 from harness.profile import Profile
@@ -131,9 +131,12 @@ def _parameters(array: Array, profile: Profile) -> dict[str, Any]:
         "time": array.minutes,
         "cpus_per_task": task.cpus,
         "gpus_per_node": task.gpus or None,
+        "nodes": task.nodes if task.nodes > 1 else None,
+        "ntasks_per_node": 1 if task.nodes > 1 else None,
         "mem": f"{math.ceil(task.mem_gb * 1024)}M" if task.mem_gb else None,
         "setup": [*profile.setup, *lines, *code_lines(task.source)],
-        "srun_args": list(profile.srun_args),
+        # A node that dies takes the others along: none waits for it.
+        "srun_args": [*profile.srun_args, *(["--kill-on-bad-exit=1"] if task.nodes > 1 else [])],
         "signal_delay_s": profile.warning(array.minutes),
         "array_parallelism": profile.max_running,
         "stderr_to_stdout": True,
@@ -173,6 +176,9 @@ def run_element(folder: str) -> None:
     status = store.status(task.id)
     if status.attempt == task.attempt and status.state in ("done", "failed"):
         return  # Queued again by Slurm itself, after all was done.
+    if int(os.environ.get("SLURM_PROCID", "0")):
+        ranks.follow(task, store)
+        return
     array.job = os.environ.get("SLURM_ARRAY_JOB_ID", os.environ["SLURM_JOB_ID"])
     state = job.run(task, executor="slurm", job=array.key(index), queued=True)
     if state == "cancelled":

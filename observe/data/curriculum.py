@@ -21,6 +21,10 @@ class Curriculum(Protocol):
         """The ids of the next ``n`` questions; fewer at the end, none after it."""
         ...
 
+    def upcoming(self, n: int) -> list[str]:
+        """The ids that the next call of ``next_batch`` will hand out."""
+        ...
+
     def state_dict(self) -> dict[str, Any]:
         """Where the pass stands, as JSON values."""
         ...
@@ -44,10 +48,13 @@ class _OnePass:
         self._last = 0
 
     def next_batch(self, n: int) -> list[str]:
-        batch = self._questions[self._position : self._position + n]
+        batch = self.upcoming(n)
         self._position += len(batch)
         self._last = len(batch)
         return batch
+
+    def upcoming(self, n: int) -> list[str]:
+        return self._questions[self._position : self._position + n]
 
     def state_dict(self) -> dict[str, Any]:
         return {"position": self._position, "last": self._last, "order": self._fingerprint()}

@@ -1,5 +1,6 @@
 """Images of any file and mode as RGB, the hostile ones refused."""
 
+import io
 from pathlib import Path
 
 import numpy as np
@@ -13,20 +14,38 @@ MAX_ASPECT = 200
 """Sides of an image at most differ by this factor; Qwen2.5-VL's image processor takes no more."""
 
 
+class ImageTooLarge(InputError):
+    """An image that is not decoded: too many pixels, or a side that is too long."""
+
+
 def read_image(path: Path) -> Image.Image:
     """The image of a file as RGB; of an animation the first frame.
 
-    Raises InputError naming the file when it is missing, no image, cut short, or too large.
+    Raises InputError naming the file when it is missing, no image, cut short, or (ImageTooLarge)
+    too large.
     """
+    return _decode(path, str(path))
+
+
+def decode_image(data: bytes, name: str) -> Image.Image:
+    """`read_image` of what a file holds; ``name`` stands for the file in errors."""
+    return _decode(io.BytesIO(data), name)
+
+
+def _decode(file: Path | io.BytesIO, name: str) -> Image.Image:
     try:
-        with Image.open(path) as opened:
-            _check_size(opened, str(path))
+        with Image.open(file) as opened:
+            _check_size(opened, name)
             return to_rgb(opened)
     except (InputError, MemoryError):
         raise
+    except Image.DecompressionBombError as error:
+        raise ImageTooLarge(
+            f"{name}: not a readable image (DecompressionBombError: {error}); scale it down"
+        ) from None
     except Exception as error:  # Decoders of damaged bytes raise whatever they stumble over.
         raise InputError(
-            f"{path}: not a readable image ({type(error).__name__}: {error}); "
+            f"{name}: not a readable image ({type(error).__name__}: {error}); "
             "replace it or remove its question"
         ) from None
 
@@ -61,12 +80,12 @@ def _eight_bits(image: Image.Image) -> Image.Image:
 def _check_size(image: Image.Image, where: str) -> None:
     width, height = image.size
     if width * height > MAX_PIXELS:
-        raise InputError(
+        raise ImageTooLarge(
             f"{where}: {width} x {height} pixels; images of more than {MAX_PIXELS} are not read: "
             "scale it down"
         )
     if max(width, height) > MAX_ASPECT * min(width, height):
-        raise InputError(
+        raise ImageTooLarge(
             f"{where}: {width} x {height} pixels; one side is more than {MAX_ASPECT} times the "
             "other: cut it"
         )

@@ -28,6 +28,7 @@ from observe.mapping import from_mapping
 
 if TYPE_CHECKING:
     from observe.model.processor import Processor
+    from observe.rollout.endpoint import EndpointProcessor
     from observe.rollout.engine import Engine
 
 Progress = Callable[[int, int, str], None]
@@ -141,23 +142,24 @@ def build_ladder(
     questions: Sequence[Question],
     *,
     engine: "Engine",
-    processor: "Processor",
+    processor: "Processor | EndpointProcessor",
     config: LadderConfig,
     out: Path,
     origin: dict[str, Any],
     progress: Progress = lambda done, total, message: None,
+    chunk: int | None = None,
 ) -> Ladder:
     """Measure the questions with the engine's model and write the ladder into ``out``.
 
     ``origin`` (source, split, pool, seed) is what `Ladder.questions` reads them again with; it
     also names the ``model``, so that a call never goes on with another model's samples.
-    Deterministic from ``config.seed``; responses are written to ``samples.jsonl`` as they are
-    sampled, so a killed call goes on where it stopped. Raises InputError when ``config`` is out of
-    range, ``out`` holds samples of something else, or no question is left.
+    Deterministic from ``config.seed``; responses are written to ``samples.jsonl`` after every
+    ``chunk`` questions (null: 128), so a killed call goes on where it stopped. Raises InputError
+    when ``config`` is out of range, ``out`` holds samples of something else, or no question is
+    left.
     """
     from observe.data.measure import sample_responses
 
-    _check(config)
     responses = sample_responses(
         questions,
         engine=engine,
@@ -166,6 +168,7 @@ def build_ladder(
         model=origin["model"],
         out=out,
         progress=progress,
+        chunk=chunk,
     )
     measured, early = [], []
     for question, response in zip(questions, responses, strict=True):
@@ -203,22 +206,6 @@ def build_ladder(
     )
     save_ladder(ladder, out)
     return ladder
-
-
-def _check(config: LadderConfig) -> None:
-    for name, low, high in (
-        ("easy_complexity_quantile", 0, 1),
-        ("hardest_share", 0, 1),
-        ("own_share", 0.25, 1),
-        ("neighbours", 0, math.inf),
-        ("samples", 1, math.inf),
-        ("pool", 1, math.inf),
-    ):
-        value = getattr(config, name)
-        if not low <= value <= high:
-            raise InputError(f"data.ladder.{name}: expected {low} to {high}, got {value}")
-    if not config.prompts:
-        raise InputError("data.ladder.prompts: expected at least one prompt")
 
 
 def _count_reasons(dropped: Sequence[Dropped]) -> str:
@@ -298,24 +285,23 @@ def stage(
     ``inputs["model"]``, when present, is the folder of the stage that made the model. Returns the
     ladder's counts, mean difficulty and seconds. Raises InputError for bad input.
     """
-    from observe.model.policy import load_policy
-    from observe.rollout.native import NativeEngine
+    from observe.rollout.factory import open_sampler
 
     started = time.monotonic()
     settings = from_mapping(
         LadderConfig, config["ladder"], source="ladder stage", key="data.ladder"
     )
-    _check(settings)
     source = config["source"]
     questions, skipped = load_usable(source, split=SPLIT, size=settings.pool, seed=settings.seed)
     if skipped:
         write_skipped(skipped, out / "skipped.jsonl")
     keep_freed_memory()
-    policy = load_policy(inputs["model"] / "checkpoint" if "model" in inputs else config["model"])
+    model = inputs["model"] / "checkpoint" if "model" in inputs else config["model"]
+    sampler = open_sampler(model, settings.sampler)
     ladder = build_ladder(
         questions,
-        engine=NativeEngine(policy),
-        processor=policy.processor,
+        engine=sampler.engine,
+        processor=sampler.processor,
         config=settings,
         out=out,
         origin={
@@ -327,6 +313,7 @@ def stage(
         },
         progress=progress,
     )
+    sampler.close()
     return {
         "counts": ladder.summary["counts"],
         "skipped_questions": len(skipped),

@@ -1,6 +1,7 @@
 """Sample the base model's answers to a pool of questions, in chunks that survive a kill."""
 
 import hashlib
+import itertools
 import json
 import os
 from collections import Counter
@@ -19,51 +20,74 @@ from observe.scoring import ScoreRequest, score_many
 
 if TYPE_CHECKING:
     from observe.model.processor import Processor
+    from observe.rollout.endpoint import EndpointProcessor
     from observe.rollout.engine import Engine
 
 CHUNK = 128
-"""Questions sampled between two writes: what a kill can cost at most."""
+"""Questions sampled between two writes, unless told otherwise: what a kill can cost at most."""
 
 
 def sample_responses(
     questions: Sequence[Question],
     *,
     engine: "Engine",
-    processor: "Processor",
+    processor: "Processor | EndpointProcessor",
     config: LadderConfig,
     model: str | None,
     out: Path,
     progress: Callable[[int, int, str], None],
+    chunk: int | None = None,
+    shard: tuple[int, int] = (1, 1),
 ) -> list[dict[str, Any]]:
     """One record per question (Observe-R1, NeuraLadder steps 1 to 3).
 
     A record has ``question``, ``dropped`` (null or the reason: ``unverifiable``, ``simple``, or
     ``unjudged`` when the scorer could not decide on a sample), ``direct`` (the answer without
     reasoning) and ``samples``, each {prompt, text, tokens, truncated, correct}. Records are
-    appended to ``out/samples.jsonl`` after every chunk. A question's seeds depend on the config's
-    seed, its id and the prompt alone.
+    appended to ``out/samples.jsonl`` after every ``chunk`` questions (null: `CHUNK`). A question's
+    seeds depend on the config's seed, its id and the prompt alone.
+
+    ``shard`` (k, n) samples every n-th chunk, from the k-th on, into a file of its own, and returns
+    those records alone. What any file in ``out`` holds of the same questions, settings and model is
+    not sampled again: a call without ``shard`` merges the shards, bit for bit to what one call
+    would have sampled.
     """
-    path = out / "samples.jsonl"
-    header = {
+    number, shards = shard
+    chunk = chunk or CHUNK
+    own = [
+        questions[start : start + chunk]
+        for start in range((number - 1) * chunk, len(questions), shards * chunk)
+    ]
+    name = "samples.jsonl" if shards == 1 else f"samples-{number}-of-{shards}.jsonl"
+    path = out / name
+    header: dict[str, Any] = {
         "config": to_mapping(config),
         "model": model,
         "questions": _fingerprint(questions),
     }
-    records = _resume(path, header, len(questions))
-    for start in range(len(records), len(questions), CHUNK):
-        progress(start, len(questions), "sampling")
-        chunk = questions[start : start + CHUNK]
-        sampled = _sample_chunk(chunk, engine, processor, config)
+    if chunk != CHUNK:  # Files of the usual size do not name it.
+        header["chunk"] = chunk
+    records = _resume(path, header, own)
+    sampled = _sampled_elsewhere(out, path, header)
+    total = sum(map(len, own))
+    for group in own[_whole_chunks(own, len(records)) :]:
+        progress(len(records), total, "sampling")
+        if all(q.id in sampled for q in group):
+            found = [sampled[q.id] for q in group]
+        else:
+            found = _sample_chunk(group, engine, processor, config)
         with path.open("a", encoding="utf-8") as file:
-            file.writelines(json.dumps(record) + "\n" for record in sampled)
+            file.writelines(json.dumps(record) + "\n" for record in found)
             file.flush()
             os.fsync(file.fileno())
-        records += sampled
-    progress(len(questions), len(questions), "sampling")
+        records += found
+    progress(total, total, "sampling")
     return records
 
 
-def _resume(path: Path, header: dict[str, Any], total: int) -> list[dict[str, Any]]:
+def _resume(
+    path: Path, header: dict[str, Any], chunks: Sequence[Sequence[Question]]
+) -> list[dict[str, Any]]:
     """The records of whole chunks in ``path``, which is cut back to them, or begun."""
     lines = path.read_bytes().splitlines(keepends=True) if path.exists() else []
     whole = [line for line in lines if line.endswith(b"\n")]
@@ -76,11 +100,33 @@ def _resume(path: Path, header: dict[str, Any], total: int) -> list[dict[str, An
             "give another --out or delete the file"
         )
     # Only whole chunks: engines batch by chunk, and batches decide the last bit of a probability.
-    done = len(whole) - 1
-    kept = 1 + (done if done == total else done // CHUNK * CHUNK)
+    kept = 1 + sum(map(len, chunks[: _whole_chunks(chunks, len(whole) - 1)]))
     with path.open("r+b") as file:
         file.truncate(sum(map(len, whole[:kept])))
     return [json.loads(line) for line in whole[1:kept]]
+
+
+def _whole_chunks(chunks: Sequence[Sequence[Question]], records: int) -> int:
+    """How many chunks so many records fill."""
+    ends = itertools.accumulate(map(len, chunks))
+    return sum(end <= records for end in ends)
+
+
+def _sampled_elsewhere(out: Path, path: Path, header: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """Question -> its record in the files of other shards that were begun with the same header.
+
+    They may be written to meanwhile: a torn last line is no record.
+    """
+    found = {}
+    for other in sorted(out.glob("samples*.jsonl")):
+        lines = other.read_bytes().splitlines(keepends=True)
+        whole = [line for line in lines if line.endswith(b"\n")]
+        if other == path or not whole or json.loads(whole[0]) != header:
+            continue
+        for line in whole[1:]:
+            record = json.loads(line)
+            found[record["question"]] = record
+    return found
 
 
 def _fingerprint(questions: Sequence[Question]) -> str:
@@ -89,7 +135,10 @@ def _fingerprint(questions: Sequence[Question]) -> str:
 
 
 def _sample_chunk(
-    chunk: Sequence[Question], engine: "Engine", processor: "Processor", config: LadderConfig
+    chunk: Sequence[Question],
+    engine: "Engine",
+    processor: "Processor | EndpointProcessor",
+    config: LadderConfig,
 ) -> list[dict[str, Any]]:
     records: dict[str, dict[str, Any]] = {
         q.id: {
@@ -157,7 +206,7 @@ def _judge(
             {
                 "prompt": prompt,
                 "text": completion.text,
-                "tokens": len(completion.token_ids),
+                "tokens": completion.num_tokens,
                 "truncated": completion.truncated,
                 "correct": next(verdicts).correct,
             }

@@ -9,7 +9,7 @@ from typing import Any
 
 from PIL import Image
 
-from observe.data.images import read_image, to_rgb
+from observe.data.images import decode_image, read_image, to_rgb
 from observe.scoring import AnswerType
 
 
@@ -27,8 +27,8 @@ class Question:
     """How answers are judged."""
     options: tuple[str, ...] = ()
     """Option texts in the order of their letters; empty for an open question."""
-    images: tuple[Image.Image | Path, ...] = ()
-    """Images, or the files that hold them, in the order in which the prompt shows them."""
+    images: tuple[Image.Image | Path | bytes, ...] = ()
+    """Images, the files that hold them, or what those hold, in the order the prompt shows them."""
     family: str = ""
     """Kind of question."""
     level: int = 0
@@ -45,9 +45,13 @@ class Question:
 
         Raises InputError naming the file of an image that cannot be read.
         """
-        return [
-            read_image(image) if isinstance(image, Path) else to_rgb(image) for image in self.images
-        ]
+        return [_opened(image, f"{self.id}, image {n}") for n, image in enumerate(self.images)]
+
+
+def _opened(image: Image.Image | Path | bytes, name: str) -> Image.Image:
+    if isinstance(image, bytes):
+        return decode_image(image, name)
+    return read_image(image) if isinstance(image, Path) else to_rgb(image)
 
 
 _REQUIRED = ("id", "text", "gold", "answer_type")
@@ -68,7 +72,9 @@ def to_record(question: Question, folder: Path) -> dict[str, Any]:
     return {key: value for key, value in record.items() if value or key in _REQUIRED}
 
 
-def _image_name(question_id: str, number: int, image: Image.Image | Path, folder: Path) -> str:
+def _image_name(
+    question_id: str, number: int, image: Image.Image | Path | bytes, folder: Path
+) -> str:
     if isinstance(image, Path):
         path = image.absolute()
         root = folder.absolute()
@@ -76,7 +82,7 @@ def _image_name(question_id: str, number: int, image: Image.Image | Path, folder
     name = "".join(c if c.isalnum() or c in "-_." else "_" for c in question_id)
     path = folder / "images" / f"{name}-{number}.png"
     path.parent.mkdir(parents=True, exist_ok=True)
-    image.save(path)
+    (decode_image(image, name) if isinstance(image, bytes) else image).save(path)
     return path.relative_to(folder).as_posix()
 
 

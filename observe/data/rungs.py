@@ -18,6 +18,9 @@ from observe.data.question import Question
 from observe.data.sources import load_questions
 from observe.errors import InputError
 
+POOL = "questions.jsonl"
+"""The pool of a ladder that was built from data sets, beside it."""
+
 DROPS = ("unverifiable", "simple", "unjudged", "too_easy", "unsolved")
 """Why a question is not on the ladder, in the order of the filters."""
 
@@ -84,9 +87,13 @@ class Ladder:
     summary: dict[str, Any]
     """Counts, levels, stages, correct lengths and where the questions came from."""
 
-    def questions(self) -> list[Question]:
-        """The questions of the rungs, in their order, read from the source again."""
-        origin = self.summary["origin"]
+    def questions(self, source: str | None = None) -> list[Question]:
+        """The questions of the rungs, in their order, read from the source again.
+
+        ``source``: where they lie now, when the ladder was built from a copy elsewhere. Raises
+        InputError when one of them is not there.
+        """
+        origin = {**self.summary["origin"], **({"source": source} if source else {})}
         # A file is read whole: the pool was a sample of what of it can be used.
         embedded = origin["source"] == EMBEDDED
         pool = load_questions(
@@ -96,6 +103,13 @@ class Ladder:
             seed=origin["seed"],
         )
         by_id = {question.id: question for question in pool}
+        missing = [rung.question for rung in self.rungs if rung.question not in by_id]
+        if missing:
+            raise InputError(
+                f"{origin['source']}: {len(missing)} of the ladder's {len(self.rungs)} questions "
+                f"are not there, e.g. {missing[0]!r}; give the questions that the ladder was built "
+                "from as data.source, or build it anew"
+            )
         return [by_id[rung.question] for rung in self.rungs]
 
 
@@ -106,11 +120,13 @@ def load_ladder(folder: Path) -> Ladder:
     """
     try:
         summary = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
+        if summary["origin"]["source"] == POOL:
+            summary["origin"]["source"] = str(folder.absolute() / POOL)
         rungs = tuple(Rung(**row) for row in _read_rows(folder / "ladder.jsonl"))
         dropped = tuple(Dropped(**row) for row in _read_rows(folder / "dropped.jsonl"))
     except FileNotFoundError as error:
         raise InputError(f"{error.filename}: no such file; build the ladder first") from None
-    except (json.JSONDecodeError, TypeError) as error:
+    except (json.JSONDecodeError, TypeError, KeyError) as error:
         raise InputError(
             f"{folder}: damaged ladder ({error}); delete it and build it anew"
         ) from None
@@ -118,10 +134,16 @@ def load_ladder(folder: Path) -> Ladder:
 
 
 def save_ladder(ladder: Ladder, folder: Path) -> None:
-    """Write the three files into a folder that exists."""
+    """Write the three files into a folder that exists.
+
+    Questions that lie in the folder, too, are named relative to it, so that it can be moved.
+    """
+    summary = ladder.summary
+    if summary["origin"]["source"] == str(folder.absolute() / POOL):
+        summary = {**summary, "origin": {**summary["origin"], "source": POOL}}
     _write_rows(folder / "ladder.jsonl", ladder.rungs)
     _write_rows(folder / "dropped.jsonl", ladder.dropped)
-    text = json.dumps(ladder.summary, indent=1) + "\n"
+    text = json.dumps(summary, indent=1) + "\n"
     (folder / "summary.json").write_text(text, encoding="utf-8")
 
 

@@ -18,7 +18,7 @@ from observe.scoring import AnswerType, ScoreRequest, score_many
 
 ANSWER_TYPES: tuple[str, ...] = typing.get_args(AnswerType)
 
-_VISION_TOKEN = re.compile(r"<\|(?:image|video|vision)_\w+\|>")
+VISION_TOKEN = re.compile(r"<\|(?:image|video|vision)_\w+\|>")
 
 # Key: (type of its value, whether it must be there). ``split`` belongs to the file alone.
 _KEYS: dict[str, tuple[type, bool]] = {
@@ -169,7 +169,8 @@ def read_jsonl(path: Path) -> list[tuple[str, Question]]:
     ladder's verifiable filter judges those.)
     """
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        # A text may hold other line separators, which splitlines() would cut at.
+        lines = path.read_text(encoding="utf-8").split("\n")
     except FileNotFoundError:
         raise InputError(f"{path}: no such file; data.source is 'glyphs' or a JSONL file") from None
     except (IsADirectoryError, UnicodeDecodeError) as error:
@@ -243,7 +244,7 @@ def _checked(line: str, where: str, folder: Path) -> dict[str, Any]:
             f"got {record['answer_type']!r}"
         )
     for text in (record["text"], *record.get("options", [])):
-        if found := _VISION_TOKEN.search(str(text)):
+        if found := VISION_TOKEN.search(str(text)):
             raise InputError(
                 f"{where}: text: holds {found[0]}, which stands for pixels; list images under "
                 '"images", they come before the text'

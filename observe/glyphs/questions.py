@@ -280,19 +280,28 @@ FAMILIES = {**REASONING_FAMILIES, **GENERAL_FAMILIES}
 
 
 def questions(
-    split: str, size: int, *, seed: int = 0, families: Sequence[str] | None = None
+    split: str,
+    size: int,
+    *,
+    seed: int = 0,
+    families: Sequence[str] | None = None,
+    pictures: bool = True,
 ) -> list[Question]:
     """``size`` questions of a split, the families in turn, deterministic from ``seed``.
 
     Without ``families``: the general ones for the split ``general``, else the reasoning ones.
-    Question i does not depend on ``size``.
+    Question i does not depend on ``size``. ``pictures=False`` leaves the images out, which take
+    most of the time.
     """
     if families is None:
         families = tuple(GENERAL_FAMILIES if split == "general" else REASONING_FAMILIES)
-    return [question(split, i, seed=seed, family=families[i % len(families)]) for i in range(size)]
+    return [
+        question(split, i, seed=seed, family=families[i % len(families)], picture=pictures)
+        for i in range(size)
+    ]
 
 
-def question(split: str, index: int, *, seed: int, family: str) -> Question:
+def question(split: str, index: int, *, seed: int, family: str, picture: bool = True) -> Question:
     """Question ``index`` of a split in one family."""
     rng = random.Random(f"{seed}/{split}/{family}/{index}")
     task = None
@@ -305,7 +314,7 @@ def question(split: str, index: int, *, seed: int, family: str) -> Question:
         gold=task.gold,
         answer_type=task.answer_type,
         options=task.options,
-        images=(render(scene),),
+        images=(render(scene),) if picture else (),
         family=family,
         level=FAMILIES[family].level,
         cluster=scene.id,

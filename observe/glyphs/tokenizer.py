@@ -75,9 +75,14 @@ def _texts(config: BaseConfig) -> list[str]:
     rng = random.Random(f"{config.seed}/tokenizer")
     texts = [*SYSTEM_PROMPTS.values(), "system\nuser\nassistant\n"] * 50
     prompts = tuple(SYSTEM_PROMPTS)
-    for i, q in enumerate(
-        questions("train", config.tokenizer_texts, seed=config.seed, families=tuple(FAMILIES))
-    ):
+    asked = questions(
+        "train",
+        config.tokenizer_texts,
+        seed=config.seed,
+        families=tuple(FAMILIES),
+        pictures=False,
+    )
+    for i, q in enumerate(asked):
         texts.append(format_question(q.text, q.options))
         text = response(q, prompts[i % len(prompts)], config, rng)
         for tag in TAGS:

@@ -1,8 +1,9 @@
-"""Qwen2.5-VL's layers with the attention of packed rows, and with less memory traffic.
+"""A model's layers with the attention of packed rows, and with less memory traffic.
 
-``use_own_layers`` gives the modules of a loaded model these classes. Parameters, names and results
-stay what they are, so checkpoints, adapters, sharding and gradient checkpointing do not notice; the
-norm alone differs: it computes in double precision where the model does.
+Each class stands before one of transformers', whose parameters and names it keeps; the modules of a
+loaded model are given these classes (observe.model.family). Results stay what they are too, so
+checkpoints, adapters, sharding and gradient checkpointing do not notice; the norm alone differs: it
+computes in double precision where the model does.
 
 Shapes: S tokens of a packed row, H heads of a kind, D width of a head.
 """
@@ -13,40 +14,39 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from transformers.models.qwen2_5_vl import modeling_qwen2_5_vl as qwen
+from transformers.models.qwen2_5_vl import modeling_qwen2_5_vl as qwen2_5
+from transformers.models.qwen3_vl import modeling_qwen3_vl as qwen3
 
 from observe.model.attention import shared_prompt_attention
 
 
-def use_own_layers(model: nn.Module) -> None:
-    """Change a Qwen2.5-VL model's norms and attentions into the ones below, in place."""
-    own = {
-        qwen.Qwen2_5_VLRMSNorm: RMSNorm,
-        qwen.Qwen2_5_VLAttention: Attention,
-        qwen.Qwen2_5_VLVisionAttention: VisionAttention,
-    }
-    for module in model.modules():
-        if type(module) in own:
-            module.__class__ = own[type(module)]
-
-
-class RMSNorm(qwen.Qwen2_5_VLRMSNorm):
+class RMSNorm(nn.Module):
     """x / rms(x) * weight, in at least single precision; its gradient in few passes."""
+
+    weight: nn.Parameter
+    variance_epsilon: float
 
     def forward(self, hidden_states: Tensor) -> Tensor:
         """Same shape and precision as the argument."""
+        if not torch.is_grad_enabled():
+            return _norm(hidden_states, self.weight, self.variance_epsilon)[0]
         normed: Tensor = _RMSNorm.apply(hidden_states, self.weight, self.variance_epsilon)
         return normed
+
+
+def _norm(x: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+    wide = x.to(torch.promote_types(x.dtype, torch.float32))
+    norm = torch.linalg.vector_norm(wide, dim=-1, keepdim=True)
+    scale = norm.square_().div_(x.shape[-1]).add_(eps).rsqrt_()
+    return (wide * scale).to(x.dtype).mul_(weight), scale
 
 
 class _RMSNorm(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, eps: float) -> Tensor:
-        wide = x.to(torch.promote_types(x.dtype, torch.float32))
-        norm = torch.linalg.vector_norm(wide, dim=-1, keepdim=True)
-        scale = norm.square_().div_(x.shape[-1]).add_(eps).rsqrt_()
+        normed, scale = _norm(x, weight, eps)
         ctx.save_for_backward(x, weight, scale)
-        return (wide * scale).to(x.dtype).mul_(weight)
+        return normed
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
@@ -61,31 +61,49 @@ class _RMSNorm(torch.autograd.Function):
         return pull.addcmul_(normed, along, value=-1).mul_(scale).to(x.dtype), grad_weight, None
 
 
-class Attention(qwen.Qwen2_5_VLAttention):
+class Attention(nn.Module):
     """Attention of the language model.
 
     With a ``layout`` the row is packed (observe.model.attention), and a ``memory`` besides keeps
-    the prompts' keys and values; with a ``memory`` alone the row holds one new token of every
-    sequence that it knows. Without either it is transformers' own.
+    the prompts' keys and values, with which ``step`` goes on. Without it is transformers' own.
     """
+
+    # Of transformers' class, whose own types differ from family to family.
+    layer_idx: Any
+    head_dim: int
+    scaling: float
+    q_proj: Any
+    k_proj: Any
+    v_proj: Any
+    o_proj: Any
+
+    def heads(self, hidden_1SW: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries, keys and values (S, heads, D), not yet rotated."""
+        shape = (hidden_1SW.shape[1], -1, self.head_dim)
+        query, key, value = (
+            project(hidden_1SW).view(shape) for project in (self.q_proj, self.k_proj, self.v_proj)
+        )
+        return query, key, value
 
     def forward(self, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Any:
         """Hidden states (1, S, width) to the same shape."""
         layout, memory = kwargs.pop("layout", None), kwargs.pop("memory", None)
-        if layout is None and memory is None:
+        if layout is None:
             return super().forward(hidden_states, *args, **kwargs)
         cos, sin = (half[0, :, None] for half in kwargs["position_embeddings"])
-        heads = (-1, self.head_dim)
-        query = rotate(self.q_proj(hidden_states)[0].unflatten(-1, heads), cos, sin)
-        key = rotate(self.k_proj(hidden_states)[0].unflatten(-1, heads), cos, sin)
-        value = self.v_proj(hidden_states)[0].unflatten(-1, heads)
-        if layout is None:
-            out = memory.attend(self.layer_idx, query, key, value, scale=self.scaling)
-        else:
-            out = shared_prompt_attention(query, key, value, layout, scale=self.scaling)
-            if memory is not None:
-                memory.keep_prompts(self.layer_idx, key, value)
+        query, key, value = self.heads(hidden_states)
+        query, key = rotate(query, cos, sin), rotate(key, cos, sin)
+        out = shared_prompt_attention(query, key, value, layout, scale=self.scaling)
+        if memory is not None:
+            memory.keep_prompts(self.layer_idx, key, value)
         return self.o_proj(out.flatten(1)[None]), None
+
+    def step(self, hidden_1BW: Tensor, cos_B1D: Tensor, sin_B1D: Tensor, memory: Any) -> Tensor:
+        """A new token of every sequence that ``memory`` knows: (1, B, width) to the same shape."""
+        query, key, value = self.heads(hidden_1BW)
+        query, key = rotate(query, cos_B1D, sin_B1D), rotate(key, cos_B1D, sin_B1D)
+        out = memory.attend(self.layer_idx, query, key, value, scale=self.scaling)
+        return self.o_proj(out.flatten(1)[None])
 
 
 def rotate(x_SHD: Tensor, cos_S1D: Tensor, sin_S1D: Tensor) -> Tensor:
@@ -93,6 +111,8 @@ def rotate(x_SHD: Tensor, cos_S1D: Tensor, sin_S1D: Tensor) -> Tensor:
 
     cos and sin repeat themselves in their second half.
     """
+    if not torch.is_grad_enabled():
+        return _turn(x_SHD, cos_S1D, sin_S1D, 1)
     rotated: Tensor = _Rotate.apply(x_SHD, cos_S1D, sin_S1D)
     return rotated
 
@@ -117,8 +137,13 @@ def _turn(x: Tensor, cos: Tensor, sin: Tensor, sense: int) -> Tensor:
     return out
 
 
-class VisionAttention(qwen.Qwen2_5_VLVisionAttention):
+class VisionAttention(nn.Module):
     """Attention within windows or images: segments of equal length go through it together."""
+
+    num_heads: int
+    scaling: float
+    qkv: Any
+    proj: Any
 
     def forward(
         self,
@@ -164,3 +189,32 @@ def _places_by_length(cu_seqlens: Tensor) -> list[tuple[int, Tensor]]:
         (size, (starts[lengths == size, None] + torch.arange(size, device=starts.device)).flatten())
         for size in lengths.unique().tolist()
     ]
+
+
+class Qwen2_5RMSNorm(RMSNorm, qwen2_5.Qwen2_5_VLRMSNorm):
+    """Qwen2.5-VL's norm, of language and vision."""
+
+
+class Qwen2_5Attention(Attention, qwen2_5.Qwen2_5_VLAttention):
+    """Qwen2.5-VL's attention."""
+
+
+class Qwen2_5VisionAttention(VisionAttention, qwen2_5.Qwen2_5_VLVisionAttention):
+    """The attention of Qwen2.5-VL's tower, mostly within windows."""
+
+
+class Qwen3RMSNorm(RMSNorm, qwen3.Qwen3VLTextRMSNorm):
+    """Qwen3-VL's norm of the language model; its tower has layer norms."""
+
+
+class Qwen3Attention(Attention, qwen3.Qwen3VLTextAttention):
+    """Qwen3-VL's attention: each head's queries and keys are normed before they are rotated."""
+
+    def heads(self, hidden_1SW: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries, keys and values (S, heads, D), not yet rotated."""
+        query, key, value = super().heads(hidden_1SW)
+        return self.q_norm(query), self.k_norm(key), value
+
+
+class Qwen3VisionAttention(VisionAttention, qwen3.Qwen3VLVisionAttention):
+    """The attention of Qwen3-VL's tower, within whole images."""

@@ -37,13 +37,7 @@ def completion_logprobs(
     entropy_NT, mask_NT), the entropies with gradient only when ``entropy_grad``.
     """
     batch = pack(samples, completions, device=policy.model.device)
-    hidden_SH = policy.model.model.language_model(
-        inputs_embeds=policy.embed(batch),
-        position_ids=batch.positions_31S,
-        attention_mask={"full_attention": None, "sliding_attention": None},
-        use_cache=False,
-        layout=batch.layout,
-    ).last_hidden_state[0]
+    hidden_SH = policy.hidden(**policy.inputs(batch))
     logprobs_K, entropy_K = token_logprobs(
         hidden_SH.index_select(0, batch.predictors_K),
         policy.model.lm_head.weight,

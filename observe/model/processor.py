@@ -14,6 +14,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
 from observe.errors import InputError
+from observe.hub import local_model
 
 IMAGE_PAD = "<|image_pad|>"
 VISION_TOKENS = (
@@ -40,8 +41,10 @@ class Sample:
     """Patches of all images, in the processor's merged-window order (R may be 0)."""
     grid_I3: Tensor
     """Patch grid (time, height, width) of each image."""
-    images: tuple[Image.Image, ...] = ()
+    images: Sequence[Image.Image] = ()
     """The images as they were given, for engines that process them themselves."""
+    messages: tuple[dict[str, Any], ...] = ()
+    """The chat as it was given, for engines with a template of their own."""
 
     @property
     def length(self) -> int:
@@ -52,6 +55,16 @@ class Sample:
     def next_position(self) -> int:
         """Position of the first generated token: beyond the largest of all three axes."""
         return int(self.positions_3L.max()) + 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class PromptSize:
+    """What a prompt costs."""
+
+    length: int
+    """Tokens, those of its images included."""
+    image_tokens: int
+    """Tokens of its images."""
 
 
 class Processor:
@@ -70,6 +83,7 @@ class Processor:
     @classmethod
     def load(cls, folder: str | Path) -> "Processor":
         """Load from a folder or a Hub id; InputError when files are missing or damaged."""
+        folder = local_model(folder)
         try:
             return cls(
                 AutoTokenizer.from_pretrained(str(folder)),
@@ -85,6 +99,16 @@ class Processor:
         """Write tokenizer and processor files into a Hugging Face folder."""
         self.tokenizer.save_pretrained(str(folder))
         self.image_processor.save_pretrained(str(folder))
+
+    @property
+    def name(self) -> str:
+        """Where the tokenizer was loaded from."""
+        return str(self.tokenizer.name_or_path)
+
+    @property
+    def chat_template(self) -> str:
+        """The template that messages are rendered with."""
+        return str(self.tokenizer.chat_template)
 
     @cached_property
     def image_pad_id(self) -> int:
@@ -112,6 +136,7 @@ class Processor:
         placeholders = ids.count(self.image_pad_id)
         if placeholders != len(images):
             raise InputError(f"{placeholders} image placeholders for {len(images)} images")
+        images = tuple(images)
         if images:
             features = self.image_processor(images=list(images), return_tensors="np")
             pixels = torch.from_numpy(np.asarray(features["pixel_values"], dtype=np.float32))
@@ -129,11 +154,18 @@ class Processor:
             positions_3L=rope_positions(token_ids, grid, self.image_pad_id, merge),
             pixels_RD=pixels,
             grid_I3=grid,
-            images=tuple(images),
+            images=images,
+            messages=tuple(messages),
         )
 
     def prompt_length(self, messages: list[dict[str, Any]], images: Sequence[Image.Image]) -> int:
         """Tokens of the Sample that `sample` would make, its pixels left alone."""
+        return self.prompt_size(messages, images).length
+
+    def prompt_size(
+        self, messages: list[dict[str, Any]], images: Sequence[Image.Image]
+    ) -> PromptSize:
+        """As prompt_length, with how many of these tokens are of images."""
         text = self.tokenizer.apply_chat_template(
             messages, tokenize=False, add_generation_prompt=True
         )
@@ -142,7 +174,8 @@ class Processor:
             self.image_processor.get_number_of_image_patches(image.height, image.width)
             for image in images
         )
-        return len(ids) - len(images) + patches // self.image_processor.merge_size**2
+        image_tokens = patches // self.image_processor.merge_size**2
+        return PromptSize(length=len(ids) - len(images) + image_tokens, image_tokens=image_tokens)
 
     def unexpanded(self, sample: Sample) -> list[int]:
         """The sample's token ids with a single placeholder for each of its images."""
@@ -187,17 +220,16 @@ def rope_positions(token_ids_L: Tensor, grid_I3: Tensor, image_pad_id: int, merg
     to Qwen2.5-VL's get_rope_index.
     """
     positions = torch.empty(3, token_ids_L.shape[0], dtype=torch.long)
-    is_image = token_ids_L == image_pad_id
-    at, index, image = 0, 0, 0
-    while index < token_ids_L.shape[0]:
-        if is_image[index]:
-            rows, columns = (grid_I3[image, 1:] // merge).tolist()
-            span = rows * columns
-            positions[0, index : index + span] = at
-            positions[1, index : index + span] = at + torch.arange(rows).repeat_interleave(columns)
-            positions[2, index : index + span] = at + torch.arange(columns).repeat(rows)
-            at, index, image = at + max(rows, columns), index + span, image + 1
-        else:
-            positions[:, index] = at
-            at, index = at + 1, index + 1
+    places = (token_ids_L == image_pad_id).nonzero().flatten().tolist()
+    at, index, seen = 0, 0, 0
+    for rows, columns in (grid_I3[:, 1:] // merge).tolist():
+        start, span = places[seen], rows * columns
+        positions[:, index:start] = torch.arange(at, at + start - index)
+        at += start - index
+        image = positions[:, start : start + span]
+        image[0] = at
+        image[1] = torch.arange(at, at + rows).repeat_interleave(columns)
+        image[2] = torch.arange(at, at + columns).repeat(rows)
+        at, index, seen = at + max(rows, columns), start + span, seen + span
+    positions[:, index:] = torch.arange(at, at + token_ids_L.shape[0] - index)
     return positions

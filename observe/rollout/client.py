@@ -22,7 +22,7 @@ from observe.config import VllmConfig
 from observe.errors import EngineError, InputError
 from observe.model.policy import Policy
 from observe.model.processor import Sample
-from observe.rollout.engine import Completion, SamplingParams
+from observe.rollout.engine import Completion, Finished, SamplingParams
 from observe.rollout.prompt import prompt_from_sample, prompt_to_json
 from observe.rollout.vllm import dtype_name, slices, write_weights
 
@@ -69,7 +69,7 @@ class ServerEngine:
         samples: Sequence[Sample],
         params: SamplingParams,
         seeds: Sequence[int],
-        progress: Callable[[int, int], None] | None = None,
+        finished: Finished | None = None,
     ) -> list[list[Completion]]:
         """See Engine.generate. The server sleeps afterwards, as rollout.vllm.sleep_level says."""
         groups: list[list[Completion]] = []
@@ -84,8 +84,8 @@ class ServerEngine:
             }
             answer = self._insist(functools.partial(self._generate, body))
             groups.extend([Completion(**one) for one in group] for group in answer["groups"])
-            if progress:
-                progress(len(groups), len(samples))
+            if finished:
+                finished(dict(enumerate(groups[part], part.start)))
         if self.config.sleep_level:
             self._insist(functools.partial(self._post, "/sleep", {}))
         return groups

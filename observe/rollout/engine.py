@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, TypeAlias
 
 from observe.model.processor import Sample
 
@@ -36,6 +36,17 @@ class Completion:
     logprobs: list[float] | None = None
     """Log-probability of each token at the sampling temperature, before top-p and top-k; None when
     the engine does not tell."""
+    counted: int | None = None
+    """Number of tokens, from an engine that does not tell which they are."""
+
+    @property
+    def num_tokens(self) -> int:
+        """How many tokens it has."""
+        return len(self.token_ids) if self.counted is None else self.counted
+
+
+Finished: TypeAlias = Callable[[dict[int, list[Completion]]], None]
+"""Is told the completions of some prompts, by the prompts' indices, as soon as they are there."""
 
 
 class Engine(Protocol):
@@ -50,7 +61,7 @@ class Engine(Protocol):
         samples: Sequence[Sample],
         params: SamplingParams,
         seeds: Sequence[int],
-        progress: Callable[[int, int], None] | None = None,
+        finished: Finished | None = None,
     ) -> list[list[Completion]]:
         """``params.n`` completions of each sample; ``seeds`` holds one integer per sample."""
         ...

@@ -1,7 +1,10 @@
 """Keys and values while sampling: a prompt's once per group, a completion's in a growing buffer."""
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from observe.model.attention import Segments
 
@@ -27,6 +30,8 @@ class GroupMemory:
         self.shape = (prompts.number, group)
         self.place_B: Tensor | None = None
         """Place p * G + g of each row; None when every place has its row, in order."""
+        self._row_at: Tensor | None = None
+        """The row at each place, and any row where there is none."""
         self.steps = 0
         self._prompts: list[tuple[Tensor, Tensor]] = []
         self._own: list[tuple[Tensor, Tensor]] = []
@@ -34,7 +39,25 @@ class GroupMemory:
     def keep_prompts(self, layer: int, key_SKD: Tensor, value_SKD: Tensor) -> None:
         """Remember the prompts of a packed row; called layer by layer."""
         assert layer == len(self._prompts)
-        key, value = (self.prompts.pad(x).contiguous() for x in (key_SKD, value_SKD))
+        self._remember(*(self.prompts.pad(x).contiguous() for x in (key_SKD, value_SKD)))
+
+    @classmethod
+    def joined(cls, parts: Sequence["GroupMemory"]) -> "GroupMemory":
+        """One memory of the prompts of all parts, in their order, before any completion.
+
+        The parts are emptied on the way, lest keys and values lie there twice.
+        """
+        if len(parts) == 1:
+            return parts[0]
+        lengths = [length for part in parts for length in part.prompts.lengths]
+        prompts = Segments(lengths, device=parts[0].prompts.device)
+        memory = cls(prompts, parts[0].shape[1])
+        for _ in range(len(parts[0]._prompts)):
+            keys, values = zip(*(part._prompts.pop(0) for part in parts), strict=True)
+            memory._remember(*(_stacked(x, prompts.width) for x in (keys, values)))
+        return memory
+
+    def _remember(self, key: Tensor, value: Tensor) -> None:
         self._prompts.append((key, value))
         heads, _, width = key.shape[1:]
         empty = key.new_empty(self.shape[0], heads, self.shape[1], 0, width)
@@ -45,33 +68,33 @@ class GroupMemory:
     ) -> Tensor:
         """Add a token of every row, and attend from it to all that it may see: (B, H, D)."""
         prompts, group = self.shape
-        kv_heads, width = key_BKD.shape[1:]
+        rows, heads, width = query_BHD.shape
+        kv_heads = key_BKD.shape[1]
         if self._own[layer][0].shape[3] == self.steps:
             self._own[layer] = tuple(_grown(x) for x in self._own[layer])  # type: ignore[assignment]
         own_key, own_value = self._own[layer]
         own_key[:, :, :, self.steps] = self._placed(key_BKD)
         own_value[:, :, :, self.steps] = self._placed(value_BKD)
 
-        query = self._placed((query_BHD * scale).unflatten(1, (kv_heads, -1)))
-        query_MRD = query.flatten(0, 2)
+        query = self._placed((query_BHD * scale).view(rows, kv_heads, -1, width))
+        query_MRD = query.reshape(prompts * kv_heads * group, -1, width)
         per_group, per_row = prompts * kv_heads, prompts * kv_heads * group
         seen = self.steps + 1
         prompt_key, prompt_value = (x.flatten(0, 1) for x in self._prompts[layer])
         shared = torch.bmm(query_MRD.view(per_group, -1, width), prompt_key.mT)
-        if self.bias_P11L is not None:
-            bias = self.bias_P11L.to(shared.dtype)
-            shared = (shared.unflatten(0, (prompts, kv_heads)) + bias).flatten(0, 1)
-        own = torch.bmm(query_MRD, own_key.flatten(0, 2)[:, :seen].mT)
         length = shared.shape[-1]
+        if self.bias_P11L is not None:
+            shared.view(prompts, kv_heads, -1, length).add_(self.bias_P11L)
+        own = torch.bmm(query_MRD, own_key.view(per_row, -1, width)[:, :seen].mT)
         scores = torch.cat([shared.view(per_row, -1, length), own], dim=-1)
         wide = torch.promote_types(scores.dtype, torch.float32)
         weights = torch.softmax(scores, dim=-1, dtype=wide).to(scores.dtype)
-        out = torch.bmm(weights[..., length:], own_value.flatten(0, 2)[:, :seen])
+        out = torch.bmm(weights[..., length:], own_value.view(per_row, -1, width)[:, :seen])
         # Group and query heads collapse into the rows of one product, without a copy.
         folded = weights[..., :length].view(per_group, -1, length)
         out += torch.bmm(folded, prompt_value).view(out.shape)
         placed = out.view(prompts, kv_heads, group, -1, width).transpose(1, 2)
-        rows_BHD = placed.reshape(prompts * group, -1, width)
+        rows_BHD = placed.reshape(prompts * group, heads, width)
         return rows_BHD if self.place_B is None else rows_BHD.index_select(0, self.place_B)
 
     def advance(self) -> None:
@@ -88,7 +111,7 @@ class GroupMemory:
         kept_P = counts_P.nonzero().squeeze(1)
         smaller = (len(kept_P), int(counts_P.max()))
         if smaller[0] * smaller[1] > 0.75 * prompts * group:
-            self.place_B = place_B
+            self._give_places(place_B)
             return
         # The rows are in order, so a row's rank within its prompt is its new place there.
         before_P = counts_P.cumsum(0) - counts_P
@@ -106,15 +129,28 @@ class GroupMemory:
             self.bias_P11L = self.bias_P11L[kept_P]
         self.shape = smaller
         full = smaller[0] * smaller[1] == len(place_B)
-        self.place_B = None if full else new_prompt_B * smaller[1] + rank_B
+        self._give_places(None if full else new_prompt_B * smaller[1] + rank_B)
+
+    def _give_places(self, place_B: Tensor | None) -> None:
+        self.place_B, self._row_at = place_B, None
+        if place_B is not None:
+            row_B = torch.arange(len(place_B), device=place_B.device)
+            places = place_B.new_zeros(self.shape[0] * self.shape[1])
+            self._row_at = places.index_copy_(0, place_B, row_B)
 
     def _placed(self, x_BK: Tensor) -> Tensor:
-        """Rows (B, K, ...) at their places (P, K, G, ...), zeros where there is none."""
-        prompts, group = self.shape
-        if self.place_B is not None:
-            empty = x_BK.new_zeros(prompts * group, *x_BK.shape[1:])
-            x_BK = empty.index_copy_(0, self.place_B, x_BK)
-        return x_BK.unflatten(0, (prompts, group)).transpose(1, 2)
+        """Rows (B, K, ...) at their places (P, K, G, ...), any where there is none.
+
+        What is computed at such a place is not read by any row.
+        """
+        if self._row_at is not None:
+            x_BK = x_BK.index_select(0, self._row_at)
+        return x_BK.view(*self.shape, *x_BK.shape[1:]).transpose(1, 2)
+
+
+def _stacked(parts: Sequence[Tensor], length: int) -> Tensor:
+    """Parts (P, K, L, D) one behind the other along P, zeros behind the shorter prompts."""
+    return torch.cat([F.pad(x, (0, 0, 0, length - x.shape[2])) for x in parts])
 
 
 def _grown(buffer: Tensor) -> Tensor:

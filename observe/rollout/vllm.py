@@ -12,7 +12,7 @@ import os
 import random
 import tempfile
 import weakref
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +26,7 @@ from observe.config import VllmConfig
 from observe.errors import EngineError, InputError
 from observe.model.policy import Policy
 from observe.model.processor import Processor, Sample
-from observe.rollout.engine import Completion, SamplingParams
+from observe.rollout.engine import Completion, Finished, SamplingParams
 from observe.rollout.prompt import Prompt, prompt_from_sample
 
 _CPU_CACHE_GB = 1.0
@@ -45,11 +45,6 @@ class VllmModel:
 
     def __init__(self, folder: Path, config: VllmConfig, *, dtype: str) -> None:
         """Raises InputError when vLLM is not installed or refuses the folder or the settings."""
-        if torch.distributed.is_initialized() and torch.distributed.get_world_size() > 1:
-            raise InputError(
-                "rollout.engine: vllm samples in a trainer of one process; with several, use "
-                "rollout.engine: server"
-            )
         os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
         os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
         # The model in this very process: weights are handed over without a copy.
@@ -134,6 +129,22 @@ class VllmModel:
             prompt.check(output.prompt_token_ids)
             group = [self._completion(one, params) for one in output.outputs]
             groups.append(group if params.temperature > 0 else group * params.n)
+        return groups
+
+    def in_slices(
+        self,
+        samples: Sequence[Sample],
+        params: SamplingParams,
+        seeds: Sequence[int],
+        finished: Finished | None,
+    ) -> list[list[Completion]]:
+        """As generate, for any number of samples; see Engine.generate for ``finished``."""
+        groups: list[list[Completion]] = []
+        for part in slices(len(samples), params, self.config):
+            prompts = [prompt_from_sample(self.processor, sample) for sample in samples[part]]
+            groups.extend(self.generate(prompts, params, seeds[part]))
+            if finished:
+                finished(dict(enumerate(groups[part], part.start)))
         return groups
 
     def load_weights(self, source: Path | list[tuple[str, Tensor]]) -> None:
@@ -239,6 +250,30 @@ class VllmModel:
         )
 
 
+class FolderEngine:
+    """vLLM in this process, on a model folder whose weights stay as they are."""
+
+    def __init__(self, folder: Path, config: VllmConfig, *, dtype: str) -> None:
+        self.model = VllmModel(folder, config, dtype=dtype)
+
+    def generate(
+        self,
+        samples: Sequence[Sample],
+        params: SamplingParams,
+        seeds: Sequence[int],
+        finished: Finished | None = None,
+    ) -> list[list[Completion]]:
+        """See Engine.generate."""
+        return self.model.in_slices(samples, params, seeds, finished)
+
+    def sync(self) -> None:
+        """Nothing to do: the weights are those of the folder."""
+
+    def close(self) -> None:
+        """Give vLLM's memory back."""
+        self.model.close()
+
+
 class VllmEngine:
     """vLLM in the trainer's own process, on the trainer's device."""
 
@@ -253,19 +288,12 @@ class VllmEngine:
         samples: Sequence[Sample],
         params: SamplingParams,
         seeds: Sequence[int],
-        progress: Callable[[int, int], None] | None = None,
+        finished: Finished | None = None,
     ) -> list[list[Completion]]:
         """See Engine.generate. vLLM sleeps afterwards, as rollout.vllm.sleep_level says."""
-        groups: list[list[Completion]] = []
         if not self.model.complete:
             self.sync()
-        for part in slices(len(samples), params, self.model.config):
-            prompts = [
-                prompt_from_sample(self.policy.processor, sample) for sample in samples[part]
-            ]
-            groups.extend(self.model.generate(prompts, params, seeds[part]))
-            if progress:
-                progress(len(groups), len(samples))
+        groups = self.model.in_slices(samples, params, seeds, finished)
         self.model.sleep()
         return groups
 
@@ -295,7 +323,12 @@ def group_seed(seed: int) -> int:
 
 
 def named_weights(policy: Policy) -> list[tuple[str, Tensor]]:
-    """All weights under Transformers' names, tied ones once, without gradient."""
+    """All weights under Transformers' names, tied ones once, without gradient.
+
+    They are those that the trainer computes with, an adapter merged.
+    """
+    if policy.lora:
+        return list(policy.weights().items())
     return [(name, weight.detach()) for name, weight in policy.model.named_parameters()]
 
 

@@ -5,6 +5,7 @@ only expressions that need algebra go to worker processes, which are killed when
 long. Importing this package loads neither sympy nor torch.
 """
 
+from observe.scoring.equivalence import infer_type
 from observe.scoring.score import VERSION, score, score_many, score_untagged
 from observe.scoring.verdict import AnswerType, ScoreRequest, Verdict
 
@@ -13,6 +14,7 @@ __all__ = [
     "AnswerType",
     "ScoreRequest",
     "Verdict",
+    "infer_type",
     "score",
     "score_many",
     "score_untagged",

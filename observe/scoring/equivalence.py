@@ -25,6 +25,12 @@ _OR = re.compile(r"\bor\b", re.IGNORECASE)
 _PLUS_MINUS = re.compile(r"\u00b1|\\pm\b|\+/-")
 _ASSIGNED = re.compile(r"^\\?[^\W\d_]\w*(?:\([^()]*\))?\s*=(?!=)\s*")
 _INTERVAL = re.compile(r"[\[(][^,;]+[,;][^,;]+[\])]")
+_VARIABLE = re.compile(r"[A-DF-HJ-Za-df-hj-z]")
+"""A letter that stands for no number, as e and i do."""
+VARIABLES = (1.0, 1.7, 2.9)
+"""Values to put in for them; 1 as well, since a letter may be a unit, which algebra leaves out."""
+_LEAD_IN = re.compile(r"^(?:[A-Za-z]{2,} )+is ")
+_LETTER = re.compile(r"\(?[A-J]\)?")
 _RATIO = re.compile(r"(\d+)\s*:\s*(\d+)(?:\s*:\s*(\d+))?")
 
 
@@ -107,7 +113,7 @@ def infer_type(gold: str, options: Sequence[str] | None) -> AnswerType:
     number = values.read_number(text)
     if number is not None:
         return "integer" if number.decimals == 0 and not number.percent else "decimal"
-    if re.fullmatch(r"\(?[A-J]\)?", text):
+    if _LETTER.fullmatch(text):
         return "choice"
     if _RATIO.fullmatch(text):
         return "text"
@@ -206,13 +212,32 @@ def _algebra(gold: str, answer: str) -> Outcome | Pair:
         trouble = too_complex(text)
         if trouble:
             return Outcome(None, f"{name} {trouble}")
-    right, said = estimate(gold), estimate(answer)
-    if right is not None and said is not None:
-        written = values.read_number(gold) or values.read_number(answer)
-        allowed = float(values.tolerance(written)) if written else 0.0
-        if abs(right - said) > 2 * allowed + 1e-6 * max(abs(right), abs(said)):
-            return Outcome(False, "different")
+    if _differ(_unboxed(gold), answer):
+        return Outcome(False, "different")
     return Pair(gold, answer)
+
+
+def _differ(gold: str, answer: str) -> bool:
+    """Whether a number and an answer, with numbers put in for its variables, differ for certain."""
+    right = estimate(gold)
+    if right is None:
+        return False
+    if _VARIABLE.fullmatch(answer):
+        return True
+    written = values.read_number(gold) or values.read_number(answer)
+    allowed = float(values.tolerance(written)) if written else 0.0
+    answer = _LEAD_IN.sub("", answer)
+    found = [estimate(answer, value) for value in VARIABLES]
+    return all(said is not None and not _near(right, said, allowed) for said in found)
+
+
+def _near(right: float, said: float, allowed: float) -> bool:
+    return abs(right - said) <= 2 * allowed + 1e-6 * max(abs(right), abs(said))
+
+
+def _unboxed(text: str) -> str:
+    boxed = text.startswith("\\boxed{") and text.endswith("}")
+    return text[len("\\boxed{") : -1] if boxed else text
 
 
 def _equal_text(answer: str, gold: str) -> Outcome:

@@ -1,4 +1,4 @@
-"""The value of a simple numerical expression as a float, without an algebra system.
+"""The value of a simple expression as a float, without an algebra system.
 
 Good for saying that two expressions differ, which is what most answers do; that they are equal is
 left to algebra.
@@ -10,13 +10,18 @@ import re
 MAX_TOKENS = 80
 
 _TOKEN = re.compile(
-    r"\s*(\d+(?:\.\d+)?|\.\d+|\\[dt]?frac|\\sqrt|\u221a|\\pi\b|\u03c0|\\cdot\b|\\times\b|[-+*/^(){}])"
+    r"\s*(\d+(?:\.\d+)?|\.\d+|\\[dt]?frac|\\sqrt|\u221a|\\pi\b|\u03c0|\\cdot\b|\\times\b"
+    r"|[-+*/^(){}]"
+    r"|(?<![\\A-Za-z])[A-DF-HJ-Za-df-hj-z](?![A-Za-z]))"
 )
 _PRODUCT = {"*", "\\cdot", "\\times", "/"}
 
 
-def estimate(expression: str) -> float | None:
-    """The value of numbers, roots, fractions, pi and powers; None for anything else."""
+def estimate(expression: str, variables: float | None = None) -> float | None:
+    """The value of numbers, roots, fractions, pi and powers; None for anything else.
+
+    With ``variables``, single letters stand for it: all but e and i, which are numbers.
+    """
     tokens: list[str] = []
     place = 0
     expression = expression.strip()
@@ -24,9 +29,11 @@ def estimate(expression: str) -> float | None:
         match = _TOKEN.match(expression, place)
         if match is None or len(tokens) == MAX_TOKENS:
             return None
+        if variables is None and match[1].isalpha() and match[1].isascii():
+            return None
         tokens.append(match[1])
         place = match.end()
-    reader = _Reader(tokens)
+    reader = _Reader(tokens, variables)
     try:
         value = reader.sum()
     except (IndexError, ValueError, ZeroDivisionError, OverflowError):
@@ -38,8 +45,9 @@ def estimate(expression: str) -> float | None:
 class _Reader:
     """Reads tokens from left to right; each method one level of precedence."""
 
-    def __init__(self, tokens: list[str]) -> None:
+    def __init__(self, tokens: list[str], variables: float | None) -> None:
         self.tokens, self.place = tokens, 0
+        self.variables = variables
 
     def peek(self) -> str:
         return self.tokens[self.place] if self.place < len(self.tokens) else ""
@@ -86,4 +94,6 @@ class _Reader:
             return math.sqrt(self.factor())
         if token in ("\\pi", "\u03c0"):
             return math.pi
+        if self.variables is not None and token.isalpha():
+            return self.variables
         return float(token)

@@ -49,6 +49,10 @@ _CHOICE_PHRASES = (
     ),
     re.compile(r"(?:\u9009\u9879|\u9009)\s*[\u662f\u4e3a:]?\s*(\(?[A-J]\)?)(?![A-Za-z'])"),
 )
+_CUE = re.compile(
+    r"answer|final|correct|right|best|solution|option|choice|letter|\u7b54|\u9009", re.IGNORECASE
+)
+"""One of these words stands in each of the phrases: without it none of them is looked for."""
 _PHRASE_END = re.compile(r"\s+(?:because|since)\b|\.\s+(?=[A-Z])|\u3002")
 _LETTER_ALONE = re.compile(r"\W*[A-J]\W*")
 _BOLD = re.compile(r"(?<![\w)])\*\*|\*\*(?![\w(])")
@@ -110,7 +114,8 @@ def extract_untagged(
 
 
 def _plain(text: str) -> str:
-    return _BOLD.sub("", text).translate(_WIDE)
+    text = _BOLD.sub("", text) if "**" in text else text
+    return text if text.isascii() else text.translate(_WIDE)
 
 
 def _last(pattern: re.Pattern[str], text: str) -> re.Match[str] | None:
@@ -134,6 +139,8 @@ def _boxed(text: str) -> str | None:
 
 
 def _phrase(text: str, kind: AnswerType, options: Sequence[str] | None) -> str | None:
+    if not _CUE.search(text):
+        return None
     patterns = (_PHRASE, *_CHOICE_PHRASES) if kind == "choice" else (_PHRASE,)
     found = [match for match in (_last(pattern, text) for pattern in patterns) if match]
     found.sort(key=lambda match: match.start(1), reverse=True)

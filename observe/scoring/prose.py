@@ -29,6 +29,7 @@ _UNDECIDED = re.compile(
     re.IGNORECASE,
 )
 _CONTRAST = re.compile(r"\b(?:compared (?:to|with)|than|instead of|unlike)\b", re.IGNORECASE)
+_ONE_SIGN = re.compile(r"\W*\w\W*")
 _LETTER_FIRST = re.compile(r"\W*\(?([A-J])(?:\s*[).:,]|\s+-\s|\s*\Z|\s*\n)")
 _JOINT = r"(?:\s*(?:,|;|/|\bor\b|\band\b|\bto\b)+\s*{0})*"
 
@@ -58,7 +59,7 @@ def _joined_mentions(options: tuple[str, ...]) -> re.Pattern[str]:
 
 def own_words(text: str) -> str:
     """`text` up to where the model begins to speak for somebody else ("Human: ...")."""
-    turn = _OTHERS_TURN.search(text)
+    turn = _OTHERS_TURN.search(text) if ":" in text else None
     return text[: turn.start()].strip() if turn else text
 
 
@@ -76,7 +77,7 @@ def find_choice(
     if yes_or_no and text.startswith("A: "):
         # "A: no" is "Answer: no", not the first option.
         return find_yes_no(text.removeprefix("A: "), question) or "A"
-    if re.fullmatch(r"\W*\w\W*", last_line) or LETTERED.match(last_line):
+    if _ONE_SIGN.fullmatch(last_line) or LETTERED.match(last_line):
         return last_line
     first_line = text.split("\n", 1)[0].strip()
     if _LETTER_FIRST.match(first_line):
@@ -100,8 +101,10 @@ def find_choice(
 
 def _without_echo(text: str, count: int) -> str:
     """The text without a lettered list of all options, which says nothing."""
+    if count < 2 or text.count("\n") < count - 1:
+        return text
     letters = "".join(match[1] for match in _ECHO_LINE.finditer(text))
-    listed = count > 1 and letters.startswith("ABCDEFGHIJ"[:count])
+    listed = letters.startswith("ABCDEFGHIJ"[:count])
     return _ECHO_LINE.sub("", text).strip() if listed else text
 
 
@@ -147,7 +150,7 @@ def find_number(text: str, question: str | None) -> str | None:
     if "=" not in last_line and not _WORDY.search(last_line):
         # A line without words is an answer as a whole: "3 \\times 4" is not 4.
         return last_line or None
-    given = set(_values(question)) | set(_values(_DIGIT.sub("", question))) if question else set()
+    given = _given(question) if question else frozenset()
     old = None
     for sentence in reversed(sentences_of(text)):
         if "__" in sentence:
@@ -167,6 +170,12 @@ def find_number(text: str, question: str | None) -> str | None:
 def _without_table(text: str) -> str:
     """The text without a numbered list of values, which states none of them."""
     return _TABLE_LINE.sub("", text).strip() if len(_TABLE_LINE.findall(text)) > 2 else text
+
+
+@lru_cache(maxsize=1024)
+def _given(question: str) -> frozenset[Fraction]:
+    """The numbers in a question, in digits and in words."""
+    return frozenset(_values(question) + _values(_DIGIT.sub("", question)))
 
 
 def _values(text: str) -> list[Fraction]:

@@ -1,18 +1,23 @@
 """Judge responses: plain rules first, algebra in killable worker processes for the rest."""
 
+import base64
+import pickle
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from observe.scoring.equivalence import Claim, Outcome, Pair, conclude, equal, infer_type, pairs_in
 from observe.scoring.extract import extract, extract_untagged
 from observe.scoring.verdict import AnswerType, ScoreRequest, Verdict
-from observe.scoring.workers import symbolic_equal
+from observe.scoring.workers import alongside, ready, symbolic_equal
 
 VERSION = "2"
 """Raised whenever a verdict can change; recorded with every result."""
 
 MAX_ANSWER = 2000
 """Characters; a longer answer is no answer."""
+
+SPREAD = 1000
+"""From so many requests on, workers do their share of the plain rules too."""
 
 
 class _Judgement(NamedTuple):
@@ -73,14 +78,50 @@ def score_many(
     time after which its process is killed and replaced (reason "...: timeout"). What was decided
     once is remembered.
     """
-    judgements = [_judge(request) for request in requests]
-    claims = (claim for judgement in judgements for claim in judgement.claims)
+    judgements = _judge_all(requests, workers)
+    claims = (
+        claim
+        for judgement in judgements
+        for claim in judgement.claims
+        if not isinstance(claim, Outcome)
+    )
     pairs = list(dict.fromkeys(pair for claim in claims for pair in pairs_in(claim)))
     decided: dict[Pair, Outcome] = {}
     if pairs:
         results = symbolic_equal(pairs, workers=workers, timeout_s=timeout_s)
         decided = {pair: Outcome(*result) for pair, result in zip(pairs, results, strict=True)}
     return [_conclude(judgement, decided) for judgement in judgements]
+
+
+def _judge_all(requests: Sequence[ScoreRequest], workers: int) -> list[_Judgement]:
+    """The plain rules; of many requests, the workers that run do a share each."""
+    processes = 1 + min(workers - 1, ready()) if len(requests) >= SPREAD else 1
+    if processes < 2:
+        return [_judge(request) for request in requests]
+    shares: list[list[int]] = [[] for _ in range(processes)]
+    for i, request in enumerate(requests):
+        # Responses to one question stay together: much of the work is done once for all of them.
+        shares[hash((request.question, str(request.gold))) % processes].append(i)
+    batches = [_to_text([requests[i] for i in share]) for share in shares[1:]]
+    own, answers = alongside(batches, lambda: [_judge(requests[i]) for i in shares[0]])
+    found: dict[int, _Judgement] = dict(zip(shares[0], own, strict=True))
+    for share, answer in zip(shares[1:], answers, strict=True):
+        judged = [_judge(requests[i]) for i in share] if answer is None else _from_text(answer)
+        found.update(zip(share, judged, strict=True))
+    return [found[i] for i in range(len(requests))]
+
+
+def judge_batch(batch: str) -> str:
+    """What a worker does with its share of `_judge_all`."""
+    return _to_text([_judge(request) for request in _from_text(batch)])
+
+
+def _to_text(objects: list[Any]) -> str:
+    return base64.b64encode(pickle.dumps(objects, pickle.HIGHEST_PROTOCOL)).decode("ascii")
+
+
+def _from_text(text: str) -> list[Any]:
+    return pickle.loads(base64.b64decode(text))
 
 
 def _judge(request: ScoreRequest) -> _Judgement:
@@ -101,6 +142,9 @@ def _judge(request: ScoreRequest) -> _Judgement:
 def _conclude(judgement: _Judgement, decided: dict[Pair, Outcome]) -> Verdict:
     outcomes = [conclude(claim, decided) for claim in judgement.claims]
     # One right gold is enough; an undecided one might have been right, so wrong needs all decided.
-    rank = {True: 0, None: 1, False: 2}
-    best = min(outcomes, key=lambda outcome: rank[outcome.equal])
+    best = min(outcomes, key=_rank) if len(outcomes) > 1 else outcomes[0]
     return Verdict(best.equal, judgement.answer, f"{judgement.prefix}: {best.reason}")
+
+
+def _rank(outcome: Outcome) -> int:
+    return (True, None, False).index(outcome.equal)

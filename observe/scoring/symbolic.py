@@ -1,13 +1,10 @@
-"""Equality by algebra (Math-Verify), as the program of a worker process.
+"""Equality by algebra (Math-Verify), for worker processes.
 
-The parent kills a worker that takes too long, so nothing here needs to be interruptible. sympy is
-imported by `main` alone: the parent reads this module for `too_complex`.
+A worker that takes too long is killed, so nothing here needs to be interruptible. sympy is imported
+by what needs it alone: the parent reads this module for `too_complex`.
 """
 
-import json
 import re
-import signal
-import sys
 from fractions import Fraction
 from functools import lru_cache
 from typing import Any
@@ -20,8 +17,6 @@ MAX_DIGITS = 40
 MAX_EXPONENT = 5000
 PRECISION = 30
 """Digits to which numbers are evaluated."""
-MEMORY_BYTES = 2 * 1024**3
-"""Address space of a worker; what needs more fails there and is reported as not judged."""
 
 _EXPONENT = re.compile(r"(?:\^|\*\*)\s*[{(]?\s*-?(\d+)")
 _TOWER = re.compile(r"(?:\^|\*\*)\s*[{(]?\s*[\w.]+\s*[)}]?\s*(?:\^|\*\*)|\^\s*\{[^{}]*\^")
@@ -104,31 +99,3 @@ def _numbers_equal(right: Any, said: Any, gold: str, answer: str) -> bool:
     digits = 12 if right.has(sympy.Float) or said.has(sympy.Float) else PRECISION - 5
     nearly = abs(right.evalf(PRECISION)) * sympy.Float(10, PRECISION) ** -digits
     return bool(difference <= max(sympy.Rational(allowed.numerator, allowed.denominator), nearly))
-
-
-def main() -> None:
-    """Answer requests `[gold, answer, timeout_s]`, a JSON line each, with `[equal, reason]`."""
-    import logging
-    import resource
-
-    resource.setrlimit(resource.RLIMIT_AS, (MEMORY_BYTES, MEMORY_BYTES))
-    logging.disable(logging.CRITICAL)
-    import math_verify  # noqa: F401  (takes seconds; not held against the first request)
-
-    # An orphan (its parent was killed) must not compute for ever: the default action of SIGALRM
-    # ends the process even inside a C call.
-    signal.signal(signal.SIGALRM, signal.SIG_DFL)
-    print("ready", flush=True)
-    for line in sys.stdin:
-        gold, answer, timeout_s = json.loads(line)
-        signal.setitimer(signal.ITIMER_REAL, timeout_s + 1.0)
-        try:
-            result = judge(gold, answer)
-        except (Exception, MemoryError) as error:
-            result = None, f"error: {type(error).__name__}"
-        signal.setitimer(signal.ITIMER_REAL, 0.0)
-        print(json.dumps(result), flush=True)
-
-
-if __name__ == "__main__":
-    main()

@@ -3,12 +3,16 @@
 import re
 import unicodedata
 from fractions import Fraction
+from functools import lru_cache
 from typing import NamedTuple
 
 from observe.scoring.units import Unit, read_unit
 
 MAX_DIGITS = 100
 """A number with more digits is not read as a number."""
+REMEMBERED = 400
+"""Characters; what is read from texts up to so many is remembered, as the same golds, options and
+short answers come again and again."""
 
 _INTEGER = r"(?:\d{1,3}(?:,\d{3})+(?!\d)|\d+)"
 _DECIMAL = rf"(?:{_INTEGER}(?:\.\d+)?|\.\d+)"
@@ -68,6 +72,8 @@ _SPACED = re.compile(r"(?<=\d)(?:\\,|\\!|\{,\})\s?(?=\d{3}(?!\d))")
 _DEGREES = re.compile(r"[\^*]?\{?\s*\\(?:circ|degree)\b\s*\}?")
 _SIZED = re.compile(r"\\(?:left|right|displaystyle)\b\s?(?:(?<=left)\.|(?<=right)\.)?")
 _VULGAR = re.compile("(\\d)([\u00bc-\u00be\u2150-\u215e])")
+_BESIDE_DIGITS = re.compile(r"\\?%|percent|[\s$](?![\d/\\])|\$|(?<=\d),(?=\d)", re.IGNORECASE)
+_ARTICLE = re.compile(r"^(?:the|an?) (?=\w)")
 _SIGNS = {0x2044: "/", 0x2212: "-", 0x2013: "-", 0x2010: "-", 0x2011: "-", 0x200B: None}
 
 
@@ -85,32 +91,44 @@ def clean(text: str) -> str:
     """One line without mark-up: Unicode forms unified, TeX wrappers, quotes and final stop gone."""
     if text.isalnum() and text.isascii():
         return text
+    return _clean_again(text) if len(text) <= REMEMBERED else _clean(text)
+
+
+def _clean(text: str) -> str:
     if not text.isascii():
         text = _SUPERSCRIPTS.sub(lambda m: "^{" + m[0].translate(_SUPERSCRIPT) + "}", text)
         text = _VULGAR.sub(r"\1 \2", text)
         text = unicodedata.normalize("NFKC", text).translate(_SIGNS)
-    text = _SPACED.sub(",", text)
+    if "\\" in text or "{,}" in text:
+        text = _SPACED.sub(",", text)
     if "\\" in text:
         text = _DEGREES.sub("\u00b0", text)
         text = _SIZED.sub("", text)
         text = _WRAPPERS.sub(r"\1", text)
     text = _MATHS.sub(r" \1 ", text) if text.count("$") > 1 else text
-    text = _MARK_UP.sub(" ", text).replace("\\$", "$")
+    if any(sign in text for sign in "\\$*`"):
+        text = _MARK_UP.sub(" ", text).replace("\\$", "$")
     text = " ".join(text.split()).strip("\"'")
     lead_in = _LEAD_IN.match(text)
     text = text[lead_in.end() :] if lead_in else text
     return text.rstrip(".").strip()
 
 
+_clean_again = lru_cache(maxsize=8192)(_clean)
+
+
 def fold(text: str) -> str:
     """For comparing texts: cleaned, case-folded, without a leading article."""
-    return re.sub(r"^(?:the|an?) (?=\w)", "", clean(text).casefold())
+    return _ARTICLE.sub("", clean(text).casefold())
 
 
 def read_number(text: str) -> Number | None:
     """The number that cleaned `text` is as a whole, its unit aside; None if it is not one."""
-    if not text or len(text) > 2 * MAX_DIGITS:
-        return None
+    return _read_number(text) if text and len(text) <= 2 * MAX_DIGITS else None
+
+
+@lru_cache(maxsize=8192)
+def _read_number(text: str) -> Number | None:
     if text.casefold() in _WORDS:
         return Number(Fraction(_WORDS.index(text.casefold())), 0, False)
     if spaced := _SPACED_THOUSANDS.match(text):
@@ -145,8 +163,7 @@ def _to_number(written: str) -> Number | None:
     if written.isdigit():
         return Number(Fraction(int(written)), 0, False)
     percent = written.lower().endswith(("%", "percent"))
-    body = re.sub(r"\\?%|percent|[\s$](?![\d/\\])|\$|(?<=\d),(?=\d)", "", written, flags=re.I)
-    body = body.strip()
+    body = _BESIDE_DIGITS.sub("", written).strip()
     sign = -1 if body.startswith("-") else 1
     body = body.lstrip("+- ")
     decimals: int | None = None

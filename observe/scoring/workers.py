@@ -10,12 +10,14 @@ import sys
 import threading
 import time
 from collections import OrderedDict, deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import TypeVar
 
 START_TIMEOUT_S = 120.0
 """Importing sympy takes seconds on a busy machine and is not held against the first request."""
 
 Result = tuple[bool | None, str]
+T = TypeVar("T")
 
 
 class _Worker:
@@ -24,7 +26,7 @@ class _Worker:
     def __init__(self) -> None:
         environment = {**os.environ, "PYTHONPATH": os.pathsep.join(p for p in sys.path if p)}
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "observe.scoring.symbolic"],
+            [sys.executable, "-m", "observe.scoring.worker"],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
@@ -40,7 +42,10 @@ class _Worker:
     def submit(self, job: int, pair: tuple[str, str], timeout_s: float) -> None:
         self.job = job
         self.deadline = time.monotonic() + timeout_s
-        self.stdin.write(json.dumps([*pair, timeout_s]).encode() + b"\n")
+        self.send([*pair, timeout_s])
+
+    def send(self, request: list[object] | str) -> None:
+        self.stdin.write(json.dumps(request).encode() + b"\n")
         self.stdin.flush()
 
     def receive(self) -> list[str] | None:
@@ -51,12 +56,29 @@ class _Worker:
         *lines, self._received = (self._received + data).split(b"\n")
         return [line.decode() for line in lines]
 
+    def line(self) -> str | None:
+        """The next line; None when the process ends before."""
+        while True:
+            lines = self.receive()
+            if lines is None:
+                return None
+            if lines:
+                return lines[0]
+
     def kill(self) -> None:
         self.process.kill()
         self.process.wait()
         self.stdout.close()
         with contextlib.suppress(BrokenPipeError):
             self.stdin.close()
+
+
+def _sent(worker: _Worker, batch: str) -> bool:
+    try:
+        worker.send(batch)
+    except BrokenPipeError:
+        return False
+    return True
 
 
 class WorkerPool:
@@ -84,6 +106,40 @@ class WorkerPool:
                 self.close()
                 raise
         return [result for result in results if result is not None]
+
+    def alongside(self, batches: Sequence[str], own: Callable[[], T]) -> tuple[T, list[str | None]]:
+        """Do `own` in this process while workers do a batch of plain rules each.
+
+        None stands for a batch that no worker was ready for, or died over.
+        """
+        with self._lock:
+            helpers = [worker for worker in self._workers if worker.ready][: len(batches)]
+            try:
+                alive = [_sent(*pair) for pair in zip(helpers, batches, strict=False)]
+                done = own()
+                answers: list[str | None] = [None] * len(batches)
+                for i, worker in enumerate(helpers):
+                    line = worker.line() if alive[i] else None
+                    if line is None:
+                        self._replace([worker], 0)
+                    else:
+                        answers[i] = json.loads(line)
+            except BaseException:
+                self.close()
+                raise
+        return done, answers
+
+    def start(self, number: int) -> None:
+        """Have so many workers run; returns when they can work."""
+        with self._lock:
+            while len(self._workers) < number:
+                self._workers.append(_Worker())
+            for worker in self._workers:
+                worker.ready = worker.ready or worker.line() is not None
+
+    def ready(self) -> int:
+        """How many workers can work."""
+        return sum(worker.ready for worker in self._workers)
 
     def _advance(
         self,
@@ -130,7 +186,7 @@ class WorkerPool:
         if not worker.ready:
             raise RuntimeError(
                 f"a scoring worker could not start ({reason}); "
-                "does `python -m observe.scoring.symbolic` run, is math-verify installed?"
+                "does `python -m observe.scoring.worker` run, is math-verify installed?"
             )
         if worker.job is not None:
             results[worker.job] = (None, reason)
@@ -166,9 +222,25 @@ _cache_lock = threading.Lock()
 
 
 def forget() -> None:
-    """Forget what was decided; for measurements."""
+    """Forget what was decided, and end the workers, which remember too; for measurements."""
     with _cache_lock:
         _decided.clear()
+    _pool.close()
+
+
+def start(number: int) -> None:
+    """Have so many workers run already; for measurements."""
+    _pool.start(number)
+
+
+def ready() -> int:
+    """How many workers of this process run."""
+    return _pool.ready()
+
+
+def alongside(batches: Sequence[str], own: Callable[[], T]) -> tuple[T, list[str | None]]:
+    """See WorkerPool.alongside; `observe.scoring.score.judge_batch` is what workers do."""
+    return _pool.alongside(batches, own)
 
 
 def symbolic_equal(

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks.perf import dispatch
-from harness import graph
+from harness import graph, machine
 from harness.graph import Kind
 
 
@@ -21,5 +21,5 @@ def test_every_launcher_has_a_row_and_a_missing_peer_says_how_to_get_it(
     assert set(rows) == {"ours", "ours, new processes", "python", "submitit", "hydra", "optuna"}
     assert rows["hydra"]["missing"] == "not installed: make perf-env"
     assert rows["ours"]["ratio"] == 1 and rows["ours, new processes"]["ratio_new"] == 1
-    assert dispatch.main(options) == 0
+    dispatch.show(list(rows.values()), machine.describe())
     assert "warm worker" in capsys.readouterr().out

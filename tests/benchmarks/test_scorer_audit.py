@@ -85,6 +85,7 @@ def test_the_labels_that_are_kept_here_are_well_formed():
     assert all(name for _, name in labels.values())
 
 
+@pytest.mark.long
 def test_the_speed_of_scoring_is_compared_by_mix(folder, capsys, monkeypatch):
     monkeypatch.setattr(perf, "HOSTILE", ("10^9^9", "{" * 1000))
     options = ["--data", str(folder), "--size", "8", "--repeats", "1", "--workers", "1"]

@@ -11,7 +11,10 @@ from observe.glyphs import questions
 from observe.glyphs.responses import response
 from observe.scoring import ScoreRequest, score_many
 
-ASKED = [*questions("reasoning", 140), *questions("general", 120)]
+ASKED = [
+    *questions("reasoning", 140, pictures=False),
+    *questions("general", 120, pictures=False),
+]
 WRONG = {"integer": "77", "yes_no": {"yes": "no", "no": "yes"}, "text": "grey pentagon"}
 
 

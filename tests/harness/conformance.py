@@ -269,3 +269,65 @@ def test_every_stage_of_a_warm_process_has_its_own_log(
     for i in range(6):
         lines = store.log(f"s{i}").read_text().splitlines()
         assert sorted(lines) == [f"from a child {i}", f"logged {i}", "start 1"]
+
+
+def alive(store: Store, stage: str) -> list[int]:
+    """Ranks of a stage, of all its starts, that are still there."""
+    pids = [int(pid) for file in store.folder(stage).glob("starts.*") for pid in file.open()]
+    return [pid for pid in pids if Path(f"/proc/{pid}").exists()]
+
+
+@isolated
+def test_a_stage_on_several_processes_has_the_result_of_the_first(make: Make, store: Store) -> None:
+    assert run(stages(("a", {}, []), cpus=2, processes=2), store, make).complete
+    found = store.result("a")
+    assert 0 < found.pop("port") < 65536
+    assert found == {
+        "RANK": "0",
+        "LOCAL_RANK": "0",
+        "WORLD_SIZE": "2",
+        "LOCAL_WORLD_SIZE": "2",
+        "OMP_NUM_THREADS": "1",
+    }
+    assert not alive(store, "a")
+
+
+@isolated
+def test_the_first_error_of_a_process_ends_all_and_is_the_stages(make: Make, store: Store) -> None:
+    plan = stages(
+        ("a", {"fails": 1, "waits": True}, []), ("b", {"bad_input": 0, "waits": True}, []),
+        processes=2,
+    )  # fmt: skip
+    began = time.monotonic()
+    outcome = run(plan, store, make)
+    assert outcome.states == {"a": "failed", "b": "failed"} and outcome.started == 2
+    error = store.status("a").error
+    assert error["class"] == "RankError" and "ValueError: the lamp is out" in error["message"]
+    assert error["message"].startswith("rank 1 of 2 on ")
+    assert "Traceback" in store.log("a").read_text()
+    assert store.status("b").error == {
+        "class": "InputError",
+        "message": "questions.jsonl:3: gold: missing; add it",
+    }
+    assert time.monotonic() - began < 55 and not alive(store, "a") + alive(store, "b")
+
+
+@isolated
+def test_a_stage_one_of_whose_processes_was_killed_is_tried_again(make: Make, store: Store) -> None:
+    outcome = run(stages(("a", {"dies": 1, "waits": True}, []), processes=2), store, make)
+    assert outcome.complete and store.status("a").attempt == 2
+    assert "rank 1 was killed by SIGKILL (out of memory?)" in store.log("a").read_text()
+    assert not alive(store, "a")
+
+
+@isolated
+def test_all_processes_of_a_stage_stop_with_the_sweep(make: Make, store: Store) -> None:
+    def stop() -> None:
+        while sum(1 for _ in store.folder("a").glob("starts.*")) < 2:
+            time.sleep(0.02)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    threading.Thread(target=stop, daemon=True).start()
+    outcome = run(stages(("a", {"waits": True}, []), processes=2), store, make)
+    assert outcome.stopped and outcome.states == {"a": "cancelled"}
+    assert not alive(store, "a")

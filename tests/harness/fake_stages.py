@@ -28,6 +28,8 @@ def stage(
     config: dict[str, Any], out: Path, inputs: dict[str, Path], progress: Progress
 ) -> dict[str, Any]:
     """Do what ``config["do"]`` says."""
+    if "RANK" in os.environ:
+        return _rank(config, out, progress)
     with (out / "starts").open("a") as file:
         file.write(f"{os.getpid()}\n")
     starts = len((out / "starts").read_text().splitlines())
@@ -71,6 +73,27 @@ def stage(
         "threads": os.environ["OMP_NUM_THREADS"],
         "gpus": os.environ.get("CUDA_VISIBLE_DEVICES"),
     }
+
+
+def _rank(config: dict[str, Any], out: Path, progress: Progress) -> dict[str, Any]:
+    """One of several processes: it waits for the others, then does what the config says."""
+    rank, world = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+    with (out / f"starts.{rank}").open("a") as file:
+        file.write(f"{os.getpid()}\n")
+    starts = len((out / f"starts.{rank}").read_text().splitlines())
+    while sum(1 for _ in out.glob("starts.*")) < world:
+        time.sleep(0.01)
+    if config.get("fails") == rank:
+        raise ValueError("the lamp is out")
+    if config.get("bad_input") == rank:
+        raise InputError("questions.jsonl:3: gold: missing; add it")
+    if config.get("dies") == rank and starts == 1:
+        os.kill(os.getpid(), signal.SIGKILL)
+    if config.get("waits") and starts == 1:
+        time.sleep(60)
+    progress(1, 2, f"said by {rank}")
+    names = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "OMP_NUM_THREADS")
+    return {name: os.environ[name] for name in names} | {"port": int(os.environ["MASTER_PORT"])}
 
 
 def effect(

@@ -52,7 +52,9 @@ def plan_of(file: Path, overrides: dict[str, Any] | None = None) -> Plan:
     return make_plan(ablation, start, str(file))
 
 
-def stages(*described: tuple[str, dict[str, Any], list[str]], cpus: int = 1) -> Plan:
+def stages(
+    *described: tuple[str, dict[str, Any], list[str]], cpus: int = 1, processes: int = 1
+) -> Plan:
     """A plan of fake stages: (id, config, ids of the stages it consumes)."""
     return Plan(
         name="fake",
@@ -64,7 +66,7 @@ def stages(*described: tuple[str, dict[str, Any], list[str]], cpus: int = 1) -> 
                 kind="fake",
                 config=config,
                 consumes={f"input{i}": consumed for i, consumed in enumerate(consumes)},
-                resources=Resources(cpus=cpus, mem_gb=0.1),
+                resources=Resources(cpus=cpus, processes=processes, mem_gb=0.1),
             )
             for id, config, consumes in described
         },

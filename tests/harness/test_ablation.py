@@ -71,6 +71,19 @@ def test_overrides_are_yaml() -> None:
 FORMAT_ON = "factors.format.levels.on"
 FRACTION = {"design": "fractional_factorial", "resolution": "III"}
 BAD: list[tuple[dict[str, Any], str]] = [
+    ({"set": {"optim.lr": float("nan")}}, "set: optim.lr: expected a finite number, got nan"),
+    ({"set": {"optim.lr": -1.0}}, "set: optim.lr: expected at least 0"),
+    ({"set": {"model.base.steps": 0}}, "set: model.base.steps: expected at least 1"),
+    ({"set": {"data.ladder.samples": 0}}, "set: data.ladder.samples: expected 1 or more"),
+    (
+        {"set": {"data.ladder.sampler.vllm.max_num_seqs": 0}},
+        "set: data.ladder.sampler.vllm.max_num_seqs: expected a number above 0",
+    ),
+    ({"set": {"data.ladder.pool": 47}}, "data.ladder.pool: 47 questions to start from, fewer than"),
+    ({"evaluate.batch_size": 0}, "evaluate.batch_size: expected at least 1"),
+    ({"evaluate.limit": 0}, "evaluate.limit: expected at least 1, or null"),
+    ({"evaluate.suites": []}, "evaluate.suites: nothing to run"),
+    ({"evaluate.tasks": ["riddle"]}, "evaluate.tasks: no benchmark 'riddle'; known: ai2d"),
     ({"factor": {}}, "factor: unknown key; did you mean 'factors'?"),
     (
         {"design": "fractional"},
@@ -226,7 +239,7 @@ def test_planning_watching_and_stopping_load_no_heavy_packages() -> None:
     code = """
 import sys
 import harness.plan, harness.status, harness.cancel, harness.dispatch, harness.sweep
-import harness.gc
+import harness.gc, harness.doctor, harness.prefetch, harness.ranks
 harness.plan.main([sys.argv[1]])
 assert harness.status.main(["nowhere"]) == harness.cancel.main(["nowhere"]) == 2
 heavy = {"torch", "transformers", "pandas", "numpy", "pyarrow", "lm_eval", "submitit", "optuna"}

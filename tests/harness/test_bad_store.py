@@ -77,7 +77,7 @@ def says_once(said: str, reason: str) -> None:
 def test_a_disk_that_fills_up_is_one_error_and_costs_nothing_that_is_done(
     tmp_path: Path, disk: Path
 ) -> None:
-    write_ablation(tmp_path)
+    write_ablation(tmp_path, {"design": "leave_one_out", "variants": {}})
     store = Store(disk / "small")
     launcher = launch(tmp_path, disk, step_s=0.1)
     wait_for(lambda: len(done(store)) >= 3)

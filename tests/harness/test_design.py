@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from harness.ablation import Ablation, Factor, Variant
 from harness.design import aliases, cells, indistinct, reference_arm, variants
+from observe.errors import InputError
 
 
 def ablation(levels: list[int], **changes: Any) -> Ablation:
@@ -111,6 +112,29 @@ def test_a_fraction_holds_the_reference_and_tells_main_effects_apart(
     assert reference_arm(asked) in {cell.arm for cell in made}
     assert indistinct(made) == {}
     assert bool(aliases(asked)) == (resolution != "V")
+
+
+@pytest.mark.parametrize(
+    "factors",
+    [
+        {"control": ["off", "on"], "b": ["off", "on"]},
+        {"m": ["none", "x", "x+b"], "b": ["off", "on"]},
+    ],
+    ids=str,
+)
+def test_different_cells_of_one_name_are_refused(factors: dict[str, list[str]]) -> None:
+    made = Ablation(
+        name="names",
+        recipe="glyphs",
+        factors={
+            name: Factor(control=levels[0], levels={level: {} for level in levels})
+            for name, levels in factors.items()
+        },
+        design="full_factorial",
+        reference={name: levels[0] for name, levels in factors.items()},
+    )
+    with pytest.raises(InputError, match="would both be the arm"):
+        cells(made)
 
 
 def test_aliases_have_the_sign_of_level_minus_control() -> None:

@@ -50,6 +50,12 @@ def test_the_first_steps_with_their_loading_say_nothing_of_the_pace():
     assert left(running(20, 1), done) == pytest.approx(40)
 
 
+def test_what_a_search_ended_early_is_not_left():
+    pruned = Status(stage="b", state="cancelled", error={"class": "Pruned", "message": "early"})
+    done = Status(stage="a", state="done", started=100.0, ended=160.0)
+    assert left(done, pruned) == 0
+
+
 def test_stages_side_by_side_share_the_time():
     waiting = Status(stage="a"), Status(stage="b")
     assert left(*waiting, jobs=2) == pytest.approx(left(*waiting, jobs=1) / 2)

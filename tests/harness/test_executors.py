@@ -35,6 +35,15 @@ def test_jobs_bounds_what_runs_at_once(store: Store) -> None:
     assert all(first[1] <= second[0] for first, second in zip(spans, spans[1:], strict=False))
 
 
+def test_what_a_search_ends_early_stops_nothing_else(store: Store) -> None:
+    plan = stages(("a", {"do": "sleep", "seconds": 0.1}, []), ("b", {}, []))
+    store.folder("a").mkdir(parents=True)
+    store.prune_marker("a").touch()  # As a launcher leaves it that was killed just then.
+    outcome = run(plan, store, InlineExecutor)
+    assert (outcome.states, outcome.stopped) == ({"a": "cancelled", "b": "done"}, False)
+    assert store.status("a").pruned
+
+
 def test_a_stage_that_asks_for_too_many_gpus_is_refused(store: Store) -> None:
     plan = stages(("a", {}, []))
     asks = dataclasses.replace(plan.stages["a"], resources=Resources(gpus=999))

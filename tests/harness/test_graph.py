@@ -11,6 +11,7 @@ from sweeps import plan_of, stages, write_ablation
 
 from harness import graph
 from harness import plan as plan_command
+from harness import sweep as sweep_command
 from harness.graph import read_plan, stage_id, write_plan
 from observe.errors import InputError
 
@@ -168,6 +169,13 @@ def test_models_and_questions_count_by_content_not_by_place(tmp_path: Path) -> N
     assert plan.stages[base.stages["evaluate"]].config["model"] == str(here / "model")
 
 
+def test_questions_may_hold_line_separators(tmp_path: Path) -> None:
+    file = external(tmp_path)
+    line = json.dumps({"id": "1", "text": "one\u2028two\x85", "images": []}, ensure_ascii=False)
+    (tmp_path / "data" / "questions.jsonl").write_text(f"{line}\n", encoding="utf-8")
+    assert plan_of(file).stages
+
+
 @pytest.mark.parametrize(
     ("path", "content"),
     [
@@ -187,8 +195,25 @@ def test_changed_files_are_other_stages(tmp_path: Path, path: str, content: byte
     assert trained and not trained & after
 
 
+def test_benchmark_data_belong_to_an_evaluation_by_content(tmp_path: Path) -> None:
+    rows = tmp_path / "data" / "mme.jsonl"
+    rows.parent.mkdir()
+    rows.write_text("{}\n")
+    file = write_ablation(tmp_path, {"evaluate.data_dir": "data"})
+    before = plan_of(file).stages
+    rows.rename(rows.with_name("pope.jsonl"))
+    moved = plan_of(file).stages
+    changed = {id for id in before if id not in moved}
+    assert changed == {id for id in before if id.startswith("evaluate")}
+    rows.write_text("{ }\n")
+    rows.with_name("pope.jsonl").unlink()
+    assert set(plan_of(file).stages).isdisjoint(changed)
+    with pytest.raises(InputError, match="evaluate.data_dir: no folder"):
+        plan_of(write_ablation(tmp_path, {"evaluate.data_dir": "nowhere"}))
+
+
 def test_large_files_are_hashed_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from harness import fingerprint
+    from observe import fingerprint
 
     monkeypatch.setattr(fingerprint, "LARGE", 4)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
@@ -286,3 +311,94 @@ def test_the_plan_warns_of_arms_that_differ_in_more_than_one_thing(
         "reward.shuffle, optim.lr",
         "WARNING: curriculum differs from the reference in 2 factors at once: format, bonus",
     ]
+
+
+def ready_ladder(folder: Path) -> Path:
+    """A ladder of one question, as observe.ladder leaves it."""
+    folder.mkdir()
+    (folder / "ladder.jsonl").write_text('{"question": "q0"}\n')
+    (folder / "summary.json").write_text('{"correct_lengths": {"think": null}, "origin": {}}')
+    return folder
+
+
+def test_a_ladder_that_is_ready_is_no_stage_and_counts_by_its_content(tmp_path: Path) -> None:
+    ladder = ready_ladder(tmp_path / "ladder")
+    settings = {"set": {"data.ladder.path": "ladder"}}
+    plan = plan_of(write_ablation(tmp_path, settings))
+    assert not [stage for stage in plan.stages.values() if stage.kind == "ladder"]
+    train = next(stage for stage in plan.stages.values() if stage.kind == "train")
+    assert train.config["data"]["ladder"] == {"path": str(ladder)}
+    assert set(train.consumes) == {"model"}
+    before = ids(tmp_path, settings, "train")
+    shutil.copytree(ladder, tmp_path / "copy")
+    assert ids(tmp_path, {"set": {"data.ladder.path": "copy"}}, "train") == before
+    (ladder / "ladder.jsonl").write_text('{"question": "q1"}\n')
+    assert not ids(tmp_path, settings, "train") & before
+    (ladder / "summary.json").unlink()
+    with pytest.raises(InputError, match="no ladder there"):
+        ids(tmp_path, settings)
+
+
+def test_what_a_ladder_is_built_with_does_not_hang_on_how_it_may_be_given(tmp_path: Path) -> None:
+    for stage in plan_of(write_ablation(tmp_path)).stages.values():
+        if stage.kind == "ladder":
+            assert "path" not in stage.config["ladder"]
+
+
+def test_the_number_of_processes_is_part_of_a_trainings_identity(tmp_path: Path) -> None:
+    spread = {"set": {"parallel.strategy": "ddp"}}
+    one = ids(tmp_path, spread)
+    two = ids(tmp_path, {**spread, "resources.train": {"processes": 2, "hours": 0.5}})
+    both = ids(tmp_path, {**spread, "resources.train": {"nodes": 2, "hours": 0.5}})
+    assert {id.partition("-")[0] for id in one - two} == {"train", "evaluate"}
+    assert two == both, "where the processes are changes nothing"
+    assert one == ids(tmp_path, {**spread, "resources.train": {"processes": 1, "hours": 0.5}})
+
+
+@pytest.mark.parametrize(
+    ("resources", "settings", "message"),
+    [
+        ({"processes": 2}, {}, "2 processes, yet parallel.strategy is none"),
+        ({"processes": 64}, {"parallel.strategy": "ddp"}, "64 processes for 24 questions a step"),
+        ({"processes": 3, "gpus": 8}, {}, "resources.train.processes: 8 GPUs for 3 processes"),
+        ({"nodes": 0}, {}, "resources.train.nodes: expected 1 or more"),
+    ],
+)
+def test_processes_that_cannot_share_the_work_are_refused(
+    tmp_path: Path, resources: dict, settings: dict, message: str
+) -> None:
+    with pytest.raises(InputError, match=re.escape(message)):
+        plan_of(write_ablation(tmp_path, {"resources.train": resources, "set": settings}))
+
+
+def test_only_training_shares_its_work_out(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"resources.evaluate.processes: only train"):
+        plan_of(write_ablation(tmp_path, {"resources.evaluate": {"processes": 2}}))
+
+
+ABLATIONS = Path(__file__).parents[2] / "ablations"
+
+
+@pytest.mark.parametrize(
+    ("name", "trainings", "evaluations"),
+    [("observe_r1_3b", 30, 32), ("observe_r1_7b", 30, 32), ("observe_r1_3b_lora", 6, 8)],
+)
+def test_the_papers_ablation_is_planned_before_its_data_are_there(
+    name: str, trainings: int, evaluations: int, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = str(ABLATIONS / f"{name}.yaml")
+    assert plan_command.main([file]) == 0
+    said = capsys.readouterr().out
+    assert f"train {trainings:>8}, 0 done" in said and f"evaluate {evaluations:>5}, 0 done" in said
+    assert "MISSING: data.source: " in said and "MISSING: data.ladder.path: " in said
+    assert sweep_command.main([file]) == 2, "it does not begin without them"
+    assert "data.source: " in capsys.readouterr().err
+
+
+def test_the_papers_ablation_can_be_planned_in_full(capsys: pytest.CaptureFixture[str]) -> None:
+    full = ["--set", "design=full_factorial", "resolution=null"]
+    assert plan_command.main([str(ABLATIONS / "observe_r1_3b.yaml"), *full]) == 0
+    said = capsys.readouterr().out
+    assert "16 arms x 3 seeds + 6 variant runs = 54 trainings" in said
+    # The released code's baseline is a cell of the full design: equal runs are made once.
+    assert f"train {51:>8}, 0 done" in said

@@ -1,4 +1,4 @@
-"""Cluster profiles are read strictly."""
+"""Cluster profiles are read strictly, and what sbatch says of a job is told from what passes."""
 
 import shutil
 from pathlib import Path
@@ -7,7 +7,7 @@ import pytest
 from sweeps import write_ablation
 
 from harness import sweep
-from harness.executors.slurm import SlurmExecutor
+from harness.executors.slurm import SlurmExecutor, may_work_later
 from harness.profile import Profile, load_profile
 from observe.errors import InputError
 
@@ -62,3 +62,26 @@ def test_a_profile_without_slurm_and_slurm_without_sbatch_are_bad_input(
     out = tmp_path / "runs"
     assert sweep.main([file, "--out", str(out), "--executor", "slurm"]) == 2
     assert not out.exists()
+
+
+@pytest.mark.parametrize(
+    ("said", "others", "later"),
+    [
+        ("sbatch: error: Batch job submission failed: Socket timed out on send/recv", False, True),
+        (
+            "sbatch: error: slurm_msg_sendto: address:port=127.0.0.1:1 msg_type=4003: "
+            "Unexpected missing socket error",
+            False,
+            True,
+        ),
+        ("sbatch: error: Unable to contact slurm controller (connect failure)", False, True),
+        ("sbatch: error: AssocGrpSubmitJobsLimit", True, True),
+        ("sbatch: error: AssocGrpSubmitJobsLimit", False, False),
+        ("sbatch: error: invalid partition specified: nowhere", True, False),
+        ("sbatch: error: Requested node configuration is not available", True, False),
+    ],
+)
+def test_only_what_speaks_of_the_job_itself_is_a_refusal(
+    said: str, others: bool, later: bool
+) -> None:
+    assert may_work_later(said, others=others) is later

@@ -8,14 +8,17 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import fake_stages
 import optuna
 import pandas as pd
 import pytest
 
+import reports.build
+from harness import collect, dispatch, graph, launch, search, status
 from harness.search_file import load_search
 from harness.store import Store, write_yaml
 from observe.errors import InputError
@@ -48,7 +51,7 @@ def write_search(folder: Path, changes: dict[str, Any] | None = None) -> Path:
     return file
 
 
-def launch(folder: Path, *arguments: str, step_s: float = 0.0) -> "subprocess.Popen[str]":
+def start(folder: Path, *arguments: str, step_s: float = 0.0) -> "subprocess.Popen[str]":
     return subprocess.Popen(
         [*COMMAND, *arguments],
         cwd=folder,
@@ -61,9 +64,38 @@ def launch(folder: Path, *arguments: str, step_s: float = 0.0) -> "subprocess.Po
 
 
 def finish(folder: Path, *arguments: str, step_s: float = 0.0) -> tuple[int, str]:
-    process = launch(folder, *arguments, step_s=step_s)
+    process = start(folder, *arguments, step_s=step_s)
     output, _ = process.communicate(timeout=200)
     return process.returncode, output
+
+
+Search = Callable[..., tuple[int, str]]
+
+
+@pytest.fixture
+def searched(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> Search:
+    """Runs the command, and what it starts to report, in this process: exit code and output.
+
+    Most of the time of a process of its own would go into its imports.
+    """
+    for kind in graph.KINDS:
+        fake = graph.Kind(function=f"{fake_stages.__name__}:{kind}", version=1)
+        monkeypatch.setitem(graph.KINDS, kind, fake)
+    mains = {
+        "harness.collect": collect.main,
+        "reports": lambda given: reports.build.main([*given, "--format", "html,json"]),
+    }
+    monkeypatch.setattr(launch, "_quietly", lambda module, *given: mains[module](list(given)))
+    monkeypatch.chdir(tmp_path)
+
+    def run(*arguments: str) -> tuple[int, str]:
+        code = search.main(["search.yaml", *arguments])
+        said = capfd.readouterr()
+        return code, said.out + said.err
+
+    return run
 
 
 def trials_of(folder: Path) -> list[dict[str, Any]]:
@@ -76,9 +108,10 @@ def starts(folder: Path, kind: str) -> list[int]:
     return [len(file.read_text().splitlines()) for file in files]
 
 
+@pytest.mark.long
 def test_a_search_killed_in_the_middle_goes_on_and_ends_in_a_comparison(tmp_path: Path) -> None:
     write_search(tmp_path)
-    process = launch(tmp_path, "--jobs", "2", step_s=0.2)
+    process = start(tmp_path, "--jobs", "2", step_s=0.2)
     deadline = time.monotonic() + 60
     found = tmp_path / "runs/found/search.json"
     while not (found.exists() and sum(t["state"] == "complete" for t in trials_of(tmp_path)) >= 4):
@@ -121,45 +154,59 @@ def test_a_search_killed_in_the_middle_goes_on_and_ends_in_a_comparison(tmp_path
     assert again == 0 and "0 stages started" in output
 
 
-def test_the_default_is_the_first_trial_and_cannot_win(tmp_path: Path) -> None:
+def test_the_default_is_the_first_trial_and_cannot_win(tmp_path: Path, searched: Search) -> None:
     write_search(tmp_path, {"trials": 3, "space": {"optim.lr": {"low": 1e-7, "high": 1e-5}}})
-    assert finish(tmp_path, "--executor", "inline")[0] == 0
+    assert searched("--executor", "inline")[0] == 0
     trials = trials_of(tmp_path)
     assert trials[0]["setting/optim.lr"] == 1e-5, "the best there is in this space"
     configs = json.loads((tmp_path / "runs/found/results/configs.json").read_text())
     assert configs["winner"]["optim"]["lr"] == max(t["setting/optim.lr"] for t in trials[1:])
 
 
-def test_trials_below_the_median_are_ended_early(tmp_path: Path) -> None:
+@pytest.mark.long
+def test_trials_below_the_median_are_ended_early(
+    tmp_path: Path, searched: Search, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(search, "LOOK_S", 0.05)
+    monkeypatch.setattr(dispatch, "POLL_S", 0.05)
+    monkeypatch.setenv("FAKE_STEP_S", "0.4")
     changes = {"pruner": "median", "startup_trials": 2, "warmup_steps": 1, "sampler": "random"}
     write_search(tmp_path, {**changes, "trials": 8})
-    code, output = finish(tmp_path, "--jobs", "2", step_s=0.6)
+    code, output = searched("--jobs", "2")
     assert code == 0, output
     early = [trial for trial in trials_of(tmp_path) if trial["state"] == "pruned"]
     assert early and all(trial["last_step"] < 4 for trial in early)
     stages = pd.read_parquet(tmp_path / "runs/found/results/stages.parquet")
     assert (stages["state"] == "pruned").sum() == len(early)
+    assert status.main([str(tmp_path / "runs/found")]) == 0
     report = json.loads((tmp_path / "runs/found/report/results.json").read_text())
     assert [row["ok"] for row in report["validity"] if row["check"] == "no stage failed"] == [True]
 
 
-def test_two_objectives_take_the_best_in_the_first_that_none_beats(tmp_path: Path) -> None:
+def test_two_objectives_take_the_best_in_the_first_that_none_beats(
+    tmp_path: Path, searched: Search
+) -> None:
     objectives = [{"metric": "reward"}, {"metric": "length", "direction": "minimize"}]
     write_search(tmp_path, {"objectives": objectives, "trials": 5})
-    assert finish(tmp_path, "--executor", "inline")[0] == 0
+    assert searched("--executor", "inline")[0] == 0
     trials = pd.DataFrame(trials_of(tmp_path))
     configs = json.loads((tmp_path / "runs/found/results/configs.json").read_text())
     best = trials.iloc[1:].sort_values("objective/reward").iloc[-1]
     assert configs["winner"]["optim"]["lr"] == best["setting/optim.lr"]
 
 
-def test_trials_are_kept_in_any_database(tmp_path: Path) -> None:
+def test_trials_are_kept_in_any_database_and_the_store_is_one_of_a_sweep(
+    tmp_path: Path, searched: Search, capfd: pytest.CaptureFixture[str]
+) -> None:
     write_search(tmp_path, {"trials": 2})
     url = f"sqlite:///{tmp_path}/trials.db"
-    assert finish(tmp_path, "--executor", "inline", "--storage", url)[0] == 0
+    assert searched("--executor", "inline", "--storage", url)[0] == 0
     study = optuna.load_study(study_name="found", storage=url)
     assert [trial.state.name for trial in study.trials] == ["COMPLETE", "COMPLETE"]
-    assert not (tmp_path / "runs/found/study.log").exists()
+    store = Store(tmp_path / "runs/found")
+    assert not (store.directory / "study.log").exists()
+    assert status.main([str(store.directory)]) == 0
+    assert "train     6 done" in capfd.readouterr().out
 
 
 @pytest.fixture
@@ -191,9 +238,12 @@ def postgres() -> Iterator[str]:
             server.wait()
 
 
-def test_a_search_in_postgresql_goes_on_after_a_kill(tmp_path: Path, postgres: str) -> None:
+@pytest.mark.long
+def test_a_search_in_postgresql_goes_on_after_a_kill(
+    tmp_path: Path, postgres: str, searched: Search
+) -> None:
     write_search(tmp_path, {"trials": 6})
-    process = launch(tmp_path, "--jobs", "2", "--storage", postgres, step_s=0.3)
+    process = start(tmp_path, "--jobs", "2", "--storage", postgres, step_s=0.3)
     found = tmp_path / "runs/found/search.json"
     deadline = time.monotonic() + 60
     while not found.exists():
@@ -201,29 +251,29 @@ def test_a_search_in_postgresql_goes_on_after_a_kill(tmp_path: Path, postgres: s
         time.sleep(0.05)
     os.killpg(process.pid, signal.SIGKILL)
     process.communicate()
-    code, output = finish(tmp_path, "--jobs", "2", "--storage", postgres)
+    code, output = searched("--executor", "inline", "--storage", postgres)
     assert code == 0, output
     study = optuna.load_study(study_name="found", storage=postgres)
     assert [trial.state.name for trial in study.trials] == ["COMPLETE"] * 6
 
 
-def test_more_trials_go_on_and_another_space_is_refused(tmp_path: Path) -> None:
+def test_more_trials_go_on_and_another_space_is_refused(tmp_path: Path, searched: Search) -> None:
     write_search(tmp_path, {"trials": 2})
-    assert finish(tmp_path, "--executor", "inline")[0] == 0
-    assert finish(tmp_path, "--executor", "inline", "--set", "trials=4")[0] == 0
+    assert searched("--executor", "inline")[0] == 0
+    assert searched("--executor", "inline", "--set", "trials=4")[0] == 0
     assert len(trials_of(tmp_path)) == 4
     write_search(tmp_path, {"trials": 4, "space": {"optim.lr": {"low": 1e-6, "high": 1e-2}}})
-    code, output = finish(tmp_path, "--executor", "inline")
+    code, output = searched("--executor", "inline")
     assert code == 2 and "another space" in output
 
 
-def test_a_base_that_fails_costs_no_trial(tmp_path: Path) -> None:
+def test_a_base_that_fails_costs_no_trial(tmp_path: Path, searched: Search) -> None:
     write_search(tmp_path, {"trials": 2})
     (tmp_path / "break").write_text("base")
-    code, output = finish(tmp_path, "--executor", "inline")
+    code, output = searched("--executor", "inline")
     assert code == 1 and "config.json: missing" in output
     (tmp_path / "break").unlink()
-    assert finish(tmp_path, "--executor", "inline")[0] == 0
+    assert searched("--executor", "inline")[0] == 0
     assert [trial["state"] for trial in trials_of(tmp_path)] == ["complete", "complete"]
 
 
@@ -251,21 +301,7 @@ def test_a_search_that_makes_no_sense_is_refused(
         load_search(file, {})
 
 
-def test_a_metric_that_is_not_recorded_is_named(tmp_path: Path) -> None:
+def test_a_metric_that_is_not_recorded_is_named(tmp_path: Path, searched: Search) -> None:
     write_search(tmp_path, {"trials": 2, "objectives": [{"metric": "eval/accuracy"}]})
-    code, output = finish(tmp_path, "--executor", "inline")
+    code, output = searched("--executor", "inline")
     assert code == 2 and "no training recorded 'eval/accuracy'" in output and "reward" in output
-
-
-def test_the_store_of_a_search_is_one_of_a_sweep(tmp_path: Path) -> None:
-    write_search(tmp_path, {"trials": 2})
-    assert finish(tmp_path, "--executor", "inline")[0] == 0
-    store = Store(tmp_path / "runs/found")
-    told = subprocess.run(
-        [sys.executable, "-m", "harness.status", str(store.directory)],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        check=True,
-    )
-    assert "train     6 done" in told.stdout

@@ -77,6 +77,13 @@ def test_half_a_line_does_not_swallow_the_next(store: Store) -> None:
     assert [event["event"] for event in store.events()] == ["one", "two"]
 
 
+def test_a_message_may_hold_any_character(store: Store) -> None:
+    store.directory.mkdir()
+    message = "one\ntwo\u2028three\x85four"
+    store.event("failed", message=message)
+    assert [event["message"] for event in store.events()] == [message]
+
+
 def test_a_second_launcher_is_refused_and_death_releases_the_first(store: Store) -> None:
     code = """
 import sys, time

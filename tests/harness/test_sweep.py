@@ -322,10 +322,25 @@ def test_a_corrupt_status_stops_the_launch_and_is_shown(tmp_path: Path, capsys: 
 
 
 def test_commands_on_a_folder_without_a_sweep_are_bad_input(tmp_path: Path) -> None:
-    assert status.main([str(tmp_path)]) == 2
-    assert cancel.main([str(tmp_path)]) == 2
+    (tmp_path / "file").write_text("")
+    for wrong in (tmp_path, tmp_path / "file"):
+        assert status.main([str(wrong)]) == 2
+        assert cancel.main([str(wrong)]) == 2
     with pytest.raises(InputError, match="no sweep here"):
         collect(Store(tmp_path))
+
+
+def test_images_are_those_of_the_questions_beside_them(tmp_path: Path) -> None:
+    file = write_ablation(tmp_path, {"design": "arms", "arms": [{}], "reference": OFF})
+    store = finish(tmp_path / "runs" / "small", plan_of(file), file)
+    # As where the benchmark's data were changed, and its evaluations made anew.
+    for image in store.directory.glob("stages/*/images/*.png"):
+        image.write_bytes(fake_stages.PIXEL + image.name.encode())
+    collect(store)
+    images = list(store.results.glob("images/*.png"))
+    assert images
+    for image in images:
+        assert image.read_bytes() == fake_stages.PIXEL + image.name.encode()
 
 
 def test_a_damaged_line_of_a_finished_stage_is_bad_input(tmp_path: Path) -> None:
@@ -336,6 +351,31 @@ def test_a_damaged_line_of_a_finished_stage_is_bad_input(tmp_path: Path) -> None
         items.write('{"item": \n')
     with pytest.raises(InputError, match=r"items.jsonl:61: not JSON; delete the folder"):
         collect(store)
+    folder = store.folder(evaluation)
+    (folder / "items.jsonl").write_text('{"item": 1}\n')
+    lacking = f"items.jsonl: no suite, benchmark, attempt, score; delete the folder {folder} and"
+    with pytest.raises(InputError, match=re.escape(lacking)):
+        collect(store)
+    (folder / "items.jsonl").unlink()
+    with pytest.raises(InputError, match=r"items.jsonl: no such file; delete the folder"):
+        collect(store)
+    trained = store.folder(plan_of(file).runs[-1].stages["train"])
+    (trained / "result.json").write_text('{"steps"')
+    with pytest.raises(InputError, match=r"result.json: not a stage's result .*delete the folder"):
+        collect(store)
+
+
+def test_a_response_may_hold_line_separators_of_its_own(tmp_path: Path) -> None:
+    file = write_ablation(tmp_path, {"design": "arms", "arms": [{}], "reference": OFF})
+    store = finish(tmp_path / "runs" / "small", plan_of(file), file)
+    evaluation = store.folder(plan_of(file).runs[0].stages["evaluate"])
+    rows = [json.loads(line) for line in (evaluation / "items.jsonl").open(encoding="utf-8")]
+    rows[0]["answer"] = "one\u2028two\x85three"
+    lines = [json.dumps(row, ensure_ascii=False) + "\n" for row in rows]
+    (evaluation / "items.jsonl").write_text("".join(lines), encoding="utf-8")
+    collect(store)
+    items = pd.read_parquet(store.directory / "results" / "items.parquet")
+    assert (items["answer"] == rows[0]["answer"]).sum() == 1
 
 
 OFF = {"curriculum": "off", "format": "off", "bonus": "off"}

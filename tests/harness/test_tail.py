@@ -74,6 +74,32 @@ def test_following_ends_with_the_run(store: Store, monkeypatch: pytest.MonkeyPat
     assert list(followed)[-3:] == ["ne", "step 3", "step 3: reward 0.75"]
 
 
+def test_metrics_that_were_taken_back_are_shown_when_they_come_again(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = running(store)
+    metrics = store.folder(run.stages["train"]) / "metrics.jsonl"
+    rows = [f'{{"step": {step}, "reward": {step / 10}}}\n' for step in range(1, 8)]
+    metrics.write_text("".join(rows[:5]))
+
+    def end() -> None:
+        for stage in run.stages.values():
+            store.folder(stage).mkdir(parents=True, exist_ok=True)
+            store.write_status(Status(stage=stage, state="done"))
+
+    # What happens between two looks.
+    happens = iter(
+        [
+            lambda: metrics.write_text("".join(rows[:2])),
+            lambda: metrics.write_text("".join(rows)),
+            end,
+        ]
+    )
+    monkeypatch.setattr(tail.time, "sleep", lambda seconds: next(happens)())
+    shown = [line for line in tail.follow(run, store) if line.startswith("step ")]
+    assert shown == [f"step {step}: reward {step / 10:.4g}" for step in range(3, 8)]
+
+
 def test_a_failed_stage_is_the_one_that_is_shown(store: Store) -> None:
     run = running(store)
     store.folder(run.stages["evaluate"]).mkdir(parents=True)

@@ -36,8 +36,16 @@ SMALL = BaseConfig(
 )
 
 sys.path.insert(0, str(Path(__file__).parent))
-torch.set_num_threads(1)
+
+from small_runs import LONG, run  # noqa: E402
+
 logging.disable_progress_bar()
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup():
+    """One thread, also in fixtures and behind a test whose stage took more: so bits are equal."""
+    torch.set_num_threads(1)
 
 
 @pytest.fixture(scope="session")
@@ -49,11 +57,15 @@ def untrained():
 
 
 @pytest.fixture(scope="session")
-def base(tmp_path_factory):
+def base(once):
     """The folder of a small base model that answers in the right form now and then."""
-    out = tmp_path_factory.mktemp("base")
-    train_base(SMALL, out, lambda done, total, message: None)
-    return out
+    return once("base", lambda out: train_base(SMALL, out, lambda done, total, message: None))
+
+
+@pytest.fixture(scope="session")
+def undisturbed(base, once):
+    """What one process makes of LONG."""
+    return once("undisturbed", lambda out: run(LONG, out, base))
 
 
 @pytest.fixture(scope="session")

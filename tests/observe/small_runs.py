@@ -17,6 +17,14 @@ CONFIG = TrainConfig(
     log_completions_every=2,
 )
 STEPS = 5
+LONG = dataclasses.replace(
+    CONFIG,
+    data=dataclasses.replace(CONFIG.data, size=24),
+    checkpoint_every=1,
+    log_completions_every=1,
+)
+"""Six steps, each with its checkpoint and its completions."""
+LONG_STEPS = 6
 
 
 def silent(done, total, message):

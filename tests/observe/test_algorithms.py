@@ -17,10 +17,10 @@ from observe.config import (
     RolloutConfig,
     WeightingConfig,
 )
+from observe.groups import refill_groups, reward_groups, sample_groups
 from observe.model.logprobs import completion_logprobs
 from observe.model.policy import load_policy
 from observe.run import prepare, prompt_of
-from observe.train import refill_groups, reward_groups, sample_groups
 from observe.update import divergence, split, step_optimizer, update_policy, weigh
 
 ADVANTAGES = torch.tensor(

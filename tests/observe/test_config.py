@@ -90,6 +90,10 @@ def test_sampling_that_cannot_teach_is_refused(key, value):
         ("reward.overlong.max_length", 0),
         ("reward.overlong.buffer_share", 0.0),
         ("weighting.threshold", 0.0),
+        ("weighting.sigma", -1.8),
+        ("reward.bonus.min_length_quantile", 1.5),
+        ("optim.beta1", 1.0),
+        ("optim.beta2", -0.1),
     ],
 )
 def test_a_number_outside_its_range_is_refused(key, value):

@@ -4,7 +4,6 @@
 """
 
 import contextlib
-import dataclasses
 import multiprocessing
 import os
 import random
@@ -14,16 +13,13 @@ import time
 
 import pytest
 import torch
-from small_runs import CONFIG, changed, rows, run, untimed
+from small_runs import LONG, rows, run, untimed
+from small_runs import LONG_STEPS as STEPS
 from transformers import Qwen2_5_VLForConditionalGeneration
 
 from observe.checkpoint import find_damage, latest_checkpoint, load_state
 
 KILLS = int(os.environ.get("KILLS", "4"))
-LONG = changed(
-    data=dataclasses.replace(CONFIG.data, size=24), checkpoint_every=1, log_completions_every=1
-)
-STEPS = 6
 
 
 @pytest.fixture(scope="module")
@@ -32,14 +28,6 @@ def processes():
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["observe.train"])
     return context
-
-
-@pytest.fixture(scope="module")
-def undisturbed(base, tmp_path_factory):
-    out = tmp_path_factory.mktemp("undisturbed")
-    started = time.monotonic()
-    run(LONG, out, base)
-    return out, time.monotonic() - started
 
 
 def train_alone(out, base):
@@ -110,8 +98,9 @@ def logged_steps(out):
     return max(0, log.read_bytes().count(b"\n") - 1) if log.exists() else 0
 
 
+@pytest.mark.long
 def test_killed_at_any_moment_a_run_goes_on_bit_for_bit(processes, undisturbed, base, tmp_path):
-    reference, seconds = undisturbed
+    a_step = max(row["timing_s/step"] for row in rows(undisturbed)[1:])
     random_number = random.Random(0)
     out, continued = tmp_path / "run", tmp_path / "continued"
     kills = writing = 0
@@ -123,7 +112,7 @@ def test_killed_at_any_moment_a_run_goes_on_bit_for_bit(processes, undisturbed, 
             kill_while_writing(process, out, random_number)
         else:
             with_what = "any moment"
-            kill_at_any_moment(process, out, seconds / STEPS, random_number)
+            kill_at_any_moment(process, out, a_step, random_number)
         process.join()
         if process.exitcode == 0:  # It came to its end first.
             shutil.rmtree(out)
@@ -141,7 +130,7 @@ def test_killed_at_any_moment_a_run_goes_on_bit_for_bit(processes, undisturbed, 
         again = started(processes, continued, base)
         again.join()
         assert again.exitcode == 0
-        found = differences(continued, reference)
+        found = differences(continued, undisturbed)
         state = "a checkpoint half written" if begun else "checkpoints whole"
         print(f"{kills:4}  {logged:12}  {state:25} {step:13}  {', '.join(found) or 'none'}")
         assert found == [], with_what
@@ -158,9 +147,8 @@ def test_killed_at_any_moment_a_run_goes_on_bit_for_bit(processes, undisturbed, 
 )
 def test_a_line_torn_by_the_kill_is_written_again(undisturbed, base, tmp_path, log, left):
     """``left``: the share of its last line, at 1 without the newline alone."""
-    reference, _ = undisturbed
     out = tmp_path / "run"
-    shutil.copytree(reference, out)
+    shutil.copytree(undisturbed, out)
     # Killed in the last step, before its checkpoint.
     shutil.rmtree(out / "checkpoint")
     os.rename(out / f"checkpoint.step{STEPS - 1}", out / "checkpoint")
@@ -168,5 +156,5 @@ def test_a_line_torn_by_the_kill_is_written_again(undisturbed, base, tmp_path, l
     last = data.rstrip(b"\n").rfind(b"\n") + 1
     (out / log).write_bytes(data[: last + int(left * (len(data) - last - 1))])
     run(LONG, out, base)
-    assert differences(out, reference) == []
+    assert differences(out, undisturbed) == []
     assert len(rows(out)) == STEPS + 1

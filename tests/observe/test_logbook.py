@@ -114,6 +114,17 @@ def test_what_is_asked_for_and_not_installed_is_named(tmp_path, package, key):
         Logbook(changed(**{f"log_{package}": key}), tmp_path, resume_at=0)
 
 
+def test_without_a_folder_nothing_is_written_or_said(tmp_path, caplog, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    log = Logbook(changed(log_tensorboard=True, log_wandb="observe"), None, resume_at=0)
+    log.log({"step": 1, "reward": 1.0, "observe/bad_step": 1.0})
+    log.log_completions(COMPLETIONS)
+    log.sync()
+    log.close()
+    assert (log.rows(), log.notices, caplog.text) == ([], [], "")
+    assert not list(tmp_path.iterdir())
+
+
 def test_every_line_of_a_log_is_json_that_other_languages_read(tmp_path):
     log = Logbook(changed(log_tensorboard=False), tmp_path, resume_at=0)
     log.log({"step": 1, "reward": 1.0, "loss": float("nan")})
@@ -122,6 +133,9 @@ def test_every_line_of_a_log_is_json_that_other_languages_read(tmp_path):
     def refuse(name):
         raise AssertionError(name)
 
-    for path in tmp_path.glob("*.jsonl"):
-        for line in path.read_text().splitlines():
-            json.loads(line, parse_constant=refuse)
+    lines = [
+        json.loads(line, parse_constant=refuse)
+        for path in tmp_path.glob("*.jsonl")
+        for line in path.read_text().splitlines()
+    ]
+    assert len(lines) >= 2

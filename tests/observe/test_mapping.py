@@ -184,7 +184,7 @@ bonuses = st.builds(
     BonusConfig,
     weight=finite,
     min_length=st.none() | st.integers(),
-    min_length_quantile=st.none() | finite,
+    min_length_quantile=st.none() | st.floats(0, 1),
 )
 configs = st.builds(
     TrainConfig,

@@ -118,6 +118,12 @@ def test_the_difference_is_measured_over_tokens_and_over_micro_batches():
             "sampling/importance_sampling_ratio/max": max(ratios),
         }
     )
+    ranks = [Mismatch("none"), Mismatch("none")]
+    for rank, group, logprobs_NT, mask_NT in zip(ranks, groups, trainer, masks, strict=True):
+        rank.add(logprobs_NT, sampling_logprobs(group, logprobs_NT), mask_NT)
+    others = iter([ranks[1]._difference, ranks[1]._log_ratio])
+    together = ranks[0].metrics(lambda own: [*own, *next(others)])
+    assert together == pytest.approx(meter.metrics())
     whole = Mismatch("sequence")
     whole.add(trainer[0], sampling_logprobs(groups[0], trainer[0]), masks[0])
     metrics = whole.metrics()

@@ -6,7 +6,14 @@ import pytest
 import torch
 
 from observe.data.sources import load_questions
-from observe.performance import Clock, max_memory_gb, peak_flops, performance_metrics, step_flops
+from observe.performance import (
+    Clock,
+    max_memory_gb,
+    mean_performance,
+    peak_flops,
+    performance_metrics,
+    step_flops,
+)
 from observe.prompts import build_messages
 
 
@@ -63,6 +70,13 @@ def test_on_a_cpu_there_is_memory_and_no_utilisation(untrained, samples):
     found = performance_metrics(untrained, samples, [10, 10], [True, True], 1.0)
     assert set(found) == {"perf/max_memory_gb"}
     assert 0.1 < found["perf/max_memory_gb"] < 100
+
+
+def test_of_several_devices_the_fullest_and_the_mean_are_told():
+    one = {"perf/max_memory_gb": 2.0, "perf/mfu": 0.25}
+    other = {"perf/max_memory_gb": 3.0, "perf/mfu": 0.5}
+    assert mean_performance([one, other]) == {"perf/max_memory_gb": 3.0, "perf/mfu": 0.375}
+    assert mean_performance([{"perf/max_memory_gb": 2.0}]) == {"perf/max_memory_gb": 2.0}
 
 
 def test_memory_is_a_peak(untrained):

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import shutil
 import subprocess
 import typing
 
@@ -14,6 +15,7 @@ from observe.checkpoint import latest_checkpoint, load_state
 from observe.config import (
     BonusConfig,
     DataConfig,
+    LadderConfig,
     LossConfig,
     OptimConfig,
     RewardConfig,
@@ -122,18 +124,26 @@ def test_another_seed_is_another_run(finished, base, tmp_path):
     assert rows(tmp_path)[1]["reward"] != rows(finished[0])[1]["reward"]
 
 
+@pytest.fixture(scope="module")
+def with_every_checkpoint(base, tmp_path_factory):
+    """An undisturbed run whose last checkpoint but one is of the step before the last."""
+    out = tmp_path_factory.mktemp("with_every_checkpoint")
+    run(changed(checkpoint_every=1), out, base)
+    return out
+
+
 @pytest.mark.parametrize("name", ["trainer_state.pt", "model.safetensors", "tokenizer.json"])
 def test_a_damaged_checkpoint_is_named_and_the_one_before_it_gone_on_from(
-    finished, base, tmp_path, caplog, name
+    finished, with_every_checkpoint, base, tmp_path, caplog, name
 ):
-    run(changed(checkpoint_every=1), tmp_path, base)
-    damaged = tmp_path / "checkpoint" / name
+    out = shutil.copytree(with_every_checkpoint, tmp_path / "out")
+    damaged = out / "checkpoint" / name
     damaged.write_bytes(damaged.read_bytes()[:500])
     steps = []
-    run(CONFIG, tmp_path, base, progress=lambda done, total, message: steps.append(done))
+    run(CONFIG, out, base, progress=lambda done, total, message: steps.append(done))
     assert steps == [STEPS]
-    assert f"{tmp_path / 'checkpoint'}: damaged checkpoint ({name} has 500 bytes" in caplog.text
-    assert_same_run(tmp_path, finished[0])
+    assert f"{out / 'checkpoint'}: damaged checkpoint ({name} has 500 bytes" in caplog.text
+    assert_same_run(out, finished[0])
 
 
 def test_where_no_checkpoint_is_whole_nothing_is_touched(base, tmp_path):
@@ -349,6 +359,35 @@ def test_questions_lie_beside_the_file_that_names_them(capsys, base, tmp_path):
     )
     assert code == 2
     assert f"{tmp_path / 'asked.jsonl'}: no such file" in printed.err
+
+
+def test_questions_that_an_option_names_lie_where_the_command_is_given(
+    capsys, base, tmp_path, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    recipe = tmp_path / "recipes" / "recipe.yaml"
+    recipe.parent.mkdir()
+    recipe.write_text("data: {source: beside.jsonl, selection: raw}\n")
+    options = ("--data.source", "asked.jsonl", "--base", base, "--out", "out")
+    code, printed = command(capsys, "--config", recipe, *options)
+    assert code == 2
+    assert "error: asked.jsonl: no such file" in printed.err
+
+
+def test_the_ladder_may_be_named_in_the_file(capsys, base, ladder, tmp_path):
+    shutil.copytree(ladder, tmp_path / "ladder")
+    data = DataConfig(
+        size=12, selection="ladder", order="ladder", ladder=LadderConfig(path="ladder")
+    )
+    config = to_mapping(changed(data=data, eval_steps=()))
+    (tmp_path / "recipe.yaml").write_text(json.dumps(config))
+    out = tmp_path / "out"
+    code, printed = command(
+        capsys, "--config", tmp_path / "recipe.yaml", "--out", out, "--base", base
+    )
+    assert code == 0, printed.err
+    difficulty = [row["observe/difficulty"] for row in rows(out)]
+    assert difficulty and difficulty == sorted(difficulty)
 
 
 @pytest.mark.parametrize(

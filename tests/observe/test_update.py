@@ -15,9 +15,9 @@ from observe.config import (
     RewardConfig,
     WeightingConfig,
 )
+from observe.groups import reward_groups
 from observe.model.logprobs import completion_logprobs
 from observe.run import prepare, prompt_of
-from observe.train import reward_groups
 from observe.update import set_lr, update_policy, weigh
 
 

@@ -2,8 +2,9 @@
 
 ``python tests/slurm/cluster.py`` gets the programs and says where they are: those on PATH, else
 Debian's packages, unpacked into a cache folder; ``... run COMMAND`` runs a command where they work.
-Their daemons (munged, slurmctld, slurmd) take about 20 MB and start in seconds; a node claims more
+Their daemons (munged, slurmctld, slurmd) take about 30 MB and start in seconds; a node claims more
 cores than the host has, and memory it may not have, so that queueing can be tested anywhere.
+Partition ``main`` has one node; ``pair`` has two, this host as well, for what needs several.
 """
 
 import contextlib
@@ -12,6 +13,7 @@ import dataclasses
 import getpass
 import os
 import platform
+import re
 import shutil
 import signal
 import socket
@@ -27,6 +29,8 @@ CPUS = 8
 MEMORY_MB = 16000
 MAX_ARRAY_SIZE = 5
 """Small, so that a handful of stages needs several arrays."""
+PAIR = ("pair1", "pair2")
+"""The nodes of the partition ``pair``."""
 
 
 class Unavailable(Exception):
@@ -40,7 +44,7 @@ class Cluster:
     environment: dict[str, str]
     """In which commands reach them."""
     supervisors: dict[str, "subprocess.Popen[bytes]"]
-    """munged, slurmctld and slurmd, each under a process that can start it again."""
+    """munged, slurmctld, and slurmd of each node, each under a process that can start it again."""
 
     def kill(self, daemon: str) -> None:
         """SIGKILL; it stays away until ``start``."""
@@ -100,7 +104,8 @@ def running(root: Path, folder: Path, *, max_array_size: int = MAX_ARRAY_SIZE) -
             )
             if name == "munged":
                 _wait(lambda: (folder / "munge.socket").exists(), "munged", folder)
-        _wait(lambda: "idle" in _ask(environment, "sinfo", "-h", "-o", "%T"), "the node", folder)
+        idle = ["sinfo", "-h", "-N", "-t", "idle", "-o", "%N"]
+        _wait(lambda: len(_ask(environment, *idle).split()) == 1 + len(PAIR), "the nodes", folder)
         yield cluster
     finally:
         _ask(environment, "scancel", "--user", getpass.getuser())
@@ -112,7 +117,6 @@ def running(root: Path, folder: Path, *, max_array_size: int = MAX_ARRAY_SIZE) -
 
 def _configure(root: Path, folder: Path, max_array_size: int) -> dict[str, str]:
     (folder / "state").mkdir()
-    (folder / "spool").mkdir()
     key = folder / "munge.key"
     key.write_bytes(os.urandom(1024))
     key.chmod(0o400)
@@ -120,6 +124,13 @@ def _configure(root: Path, folder: Path, max_array_size: int) -> dict[str, str]:
     libraries = root / "usr/lib" / f"{platform.machine()}-linux-gnu"
     host, user = socket.gethostname().partition(".")[0], getpass.getuser()
     controller, node = _free_port(), _free_port()
+    pair = "\n".join(
+        f"NodeName={name} NodeHostname={host} NodeAddr=127.0.0.1 Port={_free_port()} "
+        f"CPUs={CPUS} RealMemory={MEMORY_MB} State=UNKNOWN"
+        for name in PAIR
+    )
+    for name in (host, *PAIR):
+        (folder / f"spool-{name}").mkdir()
     plugins = f"PluginDir={libraries}/slurm-wlm" if root != Path("/") else ""
     (folder / "slurm.conf").write_text(
         f"""\
@@ -133,11 +144,11 @@ AuthInfo=socket={folder}/munge.socket
 SlurmctldPort={controller}
 SlurmdPort={node}
 SlurmctldPidFile={folder}/slurmctld.pid
-SlurmdPidFile={folder}/slurmd.pid
+SlurmdPidFile={folder}/slurmd-%n.pid
 StateSaveLocation={folder}/state
-SlurmdSpoolDir={folder}/spool
+SlurmdSpoolDir={folder}/spool-%n
 SlurmctldLogFile={folder}/slurmctld.log
-SlurmdLogFile={folder}/slurmd.log
+SlurmdLogFile={folder}/slurmd-%n.log
 ProctrackType=proctrack/pgid
 TaskPlugin=task/none
 SwitchType=switch/none
@@ -156,7 +167,9 @@ MinJobAge=300
 MaxArraySize={max_array_size}
 JobRequeue=1
 NodeName={host} NodeAddr=127.0.0.1 CPUs={CPUS} RealMemory={MEMORY_MB} State=UNKNOWN
-PartitionName=main Nodes=ALL Default=YES MaxTime=INFINITE State=UP
+{pair}
+PartitionName=main Nodes={host} Default=YES MaxTime=INFINITE State=UP
+PartitionName=pair Nodes={",".join(PAIR)} MaxTime=INFINITE State=UP
 """
     )
     environment = {"SLURM_CONF": f"{folder}/slurm.conf"}
@@ -167,7 +180,7 @@ PartitionName=main Nodes=ALL Default=YES MaxTime=INFINITE State=UP
 
 
 def _daemons(root: Path, folder: Path) -> dict[str, list[str]]:
-    """The commands that run munged, slurmctld and slurmd in the foreground."""
+    """The commands that run munged, slurmctld and every slurmd in the foreground."""
 
     def program(name: str) -> str:
         return shutil.which(name) or str(root / "usr/sbin" / name) if root == Path("/") else str(
@@ -181,7 +194,8 @@ def _daemons(root: Path, folder: Path) -> dict[str, list[str]]:
     slurmd = [program("slurmd"), "-D"]
     if root != Path("/"):
         slurmd += ["-d", program("slurmstepd")]
-    return {"munged": munged, "slurmctld": [program("slurmctld"), "-D"], "slurmd": slurmd}
+    nodes = {f"slurmd {name}": [*slurmd, "-N", name] for name in PAIR}
+    return {"munged": munged, "slurmctld": [program("slurmctld"), "-D"], "slurmd": slurmd, **nodes}
 
 
 def _wait(condition: "object", what: str, folder: Path) -> None:
@@ -201,6 +215,15 @@ def _ask(environment: dict[str, str], *command: str) -> str:
         [str(path), *command[1:]], env=environment, capture_output=True, text=True, check=False
     )
     return run.stdout
+
+
+def steps_on_this_node(job: str) -> list[str]:
+    """Processes of Slurm's that stand for a step of a job."""
+    titles = []
+    for process in Path("/proc").glob("[0-9]*/cmdline"):
+        with contextlib.suppress(OSError):
+            titles.append(process.read_text(errors="replace"))
+    return [title for title in titles if re.match(rf"slurmstepd[\w-]*: \[{job}\.", title)]
 
 
 def _free_port() -> int:

@@ -194,7 +194,7 @@ def operate(stuck: dict[str, float]) -> None:
     controller, does not know of them is asked after a minute or a day; told to read its
     configuration again, Slurm does so at once.
     """
-    command = ["sinfo", "-h", "-o", "%n %T"]
+    command = ["sinfo", "-h", "-p", "main", "-o", "%n %T"]
     told = subprocess.run(command, capture_output=True, text=True, check=False).stdout
     node, _, state = told.strip().partition(" ")
     if state.startswith(("drain", "down")):

@@ -1,6 +1,5 @@
 """What Slurm alone has: arrays, limits, jobs that outlive their launcher, pre-emption, silence."""
 
-import contextlib
 import dataclasses
 import json
 import multiprocessing
@@ -16,7 +15,7 @@ from pathlib import Path
 
 import conformance
 import pytest
-from cluster import MAX_ARRAY_SIZE
+from cluster import MAX_ARRAY_SIZE, steps_on_this_node
 from conformance import starts
 from sweeps import stages
 
@@ -110,16 +109,9 @@ def start_now(store: Store, stage: str) -> None:
     wait_for(lambda: store.status(stage).state == "submitted", 90)
     job = str(store.status(stage).job)
     wait_for(lambda: (slurm.queue() or {})[job].state == "PENDING")
+    # What they still tell of the first start, Slurm would take for the end of the second.
+    wait_for(lambda: not steps_on_this_node(job))
     subprocess.run(["scontrol", "update", f"JobId={job}", "StartTime=now"], check=True)
-
-
-def steps_on_this_node(job: str) -> list[str]:
-    """Processes of Slurm's that stand for a step of a job."""
-    titles = []
-    for process in Path("/proc").glob("[0-9]*/cmdline"):
-        with contextlib.suppress(OSError):
-            titles.append(process.read_text(errors="replace"))
-    return [title for title in titles if re.match(rf"slurmstepd[\w-]*: \[{job}\.", title)]
 
 
 def test_arrays_are_no_longer_than_allowed_and_the_queue_no_fuller(store: Store) -> None:
@@ -256,33 +248,77 @@ def test_a_stage_that_never_gets_done_is_not_queued_for_ever(store: Store) -> No
     assert error and error["class"] == "TimeLimit" and "raise the stage's hours" in error["message"]
 
 
+def node() -> tuple[str, str]:
+    """The node of partition ``main``, and its state."""
+    asked = ["sinfo", "-h", "-p", "main", "-o", "%n %T"]
+    told = subprocess.run(asked, capture_output=True, text=True, check=True).stdout
+    name, _, state = told.strip().partition(" ")
+    return name, state
+
+
+def set_node(state: str) -> None:
+    # Refused where the node has come back by itself already.
+    update = ["scontrol", "update", f"NodeName={node()[0]}", f"State={state}", "Reason=test"]
+    subprocess.run(update, check=False)
+
+
+def node_is_up() -> bool:
+    """Whether it takes jobs; it is told to."""
+    if node()[1].startswith(("down", "drain")):
+        set_node("resume")
+    return node()[1] in ("idle", "mixed", "allocated")
+
+
+@pytest.fixture(autouse=True)
+def node_that_works() -> Iterator[None]:
+    """What a failed test did to the node must not keep the next one's jobs from it."""
+    yield
+    wait_for(node_is_up)
+
+
 def test_a_job_whose_node_fails_is_started_again(store: Store) -> None:
     plan = stages(("a", {"do": "wait_once"}, []))
-    told = subprocess.run(["sinfo", "-h", "-o", "%n"], capture_output=True, text=True, check=True)
-    node = told.stdout.strip()
 
     def fail() -> None:
         wait_for(lambda: starts(store, "a"))
         job = str(store.status("a").job)
-        update = ["scontrol", "update", f"NodeName={node}"]
-        subprocess.run([*update, "State=down", "Reason=test"], check=True)
+        set_node("down")
         wait_for(lambda: [job for job in waiting_or_running() if job.state == "PENDING"])
         # The node takes no second copy of a job: what is left of the first must have gone.
         wait_for(lambda: not steps_on_this_node(job))
-
-        def up() -> bool:
-            # Refused where the node has come back by itself already.
-            subprocess.run([*update, "State=resume"], check=False)
-            asked = ["sinfo", "-h", "-o", "%T"]
-            told = subprocess.run(asked, capture_output=True, text=True, check=True).stdout
-            return told.strip() == "idle"
-
-        wait_for(up)
+        wait_for(node_is_up)
         subprocess.run(["scontrol", "update", f"JobId={job}", "StartTime=now"], check=True)
+        # It may still find that it has a copy, and Slurm takes it away then.
+        wait_for(lambda: node_is_up() and len(starts(store, "a")) == 2)
 
     meanwhile(fail)
     assert run(plan, store).complete
     assert len(starts(store, "a")) == 2
+
+
+def test_a_job_that_its_node_does_not_take_is_sent_anew(store: Store) -> None:
+    plan = stages(("a", {}, []))
+    configuration = Path(os.environ["SLURM_CONF"])
+    text = configuration.read_text()
+
+    def reconfigure(text: str) -> None:
+        configuration.write_text(text)
+        subprocess.run(["scontrol", "reconfigure"], check=True)
+
+    def mend() -> None:
+        wait_for(lambda: events(store, "retry"))
+        reconfigure(text)
+        wait_for(node_is_up)
+
+    reconfigure(text + "Prolog=/bin/false\n")
+    try:
+        meanwhile(mend)
+        assert run(plan, store).complete
+    finally:
+        reconfigure(text)
+    (lost,) = events(store, "retry")
+    assert "launch failed" in str(lost["detail"])
+    assert len(starts(store, "a")) == 1 and waiting_or_running() == []
 
 
 def test_silence_of_slurm_is_not_the_death_of_a_job(

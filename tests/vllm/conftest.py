@@ -19,7 +19,7 @@ from observe.rollout.vllm import VllmEngine
 
 TESTS = Path(__file__).parents[1]
 sys.path[:0] = [str(TESTS / "observe"), str(TESTS / "observe" / "rollout")]
-pytest.register_assert_rewrite("test_engines")
+pytest.register_assert_rewrite("test_engines", "test_answering")
 torch.set_num_threads(1)
 
 
@@ -70,7 +70,7 @@ def untrained(small):
 @pytest.fixture(scope="session")
 def shared_engine(untrained):
     """The one vLLM of the process; tests take it through engine_of."""
-    return VllmEngine(untrained, VllmConfig(kv_cache_gb=0.25, images_per_prompt=1))
+    return VllmEngine(untrained, VllmConfig(kv_cache_gb=0.25, images_per_prompt=2))
 
 
 @pytest.fixture

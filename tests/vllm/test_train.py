@@ -29,10 +29,11 @@ OPTIONS = {
 }
 
 
-def start(base, out):
-    options = [f"--{key}={value}" for key, value in OPTIONS.items()]
-    command = [sys.executable, "-m", "observe.train", "--base", str(base), "--out", str(out)]
-    return subprocess.Popen([*command, *options], stderr=subprocess.PIPE, text=True)
+def start(base, out, *launcher, **changes):
+    options = [f"--{key}={value}" for key, value in {**OPTIONS, **changes}.items()]
+    command = [sys.executable, "-m", *launcher, "observe.train"]
+    files = ["--base", str(base), "--out", str(out)]
+    return subprocess.Popen([*command, *files, *options], stderr=subprocess.PIPE, text=True)
 
 
 def rows(out):
@@ -73,3 +74,17 @@ def test_a_training_with_vllm_learns_from_its_samples_and_goes_on_where_it_was_k
     assert len(rows(tmp_path / "killed")) <= STEPS
     finish(start(base, tmp_path / "killed"))
     assert rows(tmp_path / "killed") == whole
+
+
+@pytest.mark.timeout(600)
+def test_one_server_samples_for_two_processes_that_spread_the_weights(base, tmp_path):
+    launcher = ["torch.distributed.run", "--standalone", "--nproc_per_node", "2", "-m"]
+    changes = {"rollout.engine": "server", "parallel.strategy": "fsdp2"}
+    finish(start(base, tmp_path, *launcher, **changes))
+    found = rows(tmp_path)
+    assert [row["step"] for row in found] == list(range(STEPS + 1))
+    assert max(row["grad_norm"] for row in found[1:]) > 0
+    # With the weights of the step before, the last ones would be far off at this learning rate.
+    key = "sampling/sampling_logp_difference/max"
+    differences = [row[key] for row in found if key in row]
+    assert len(differences) > 1 and max(differences) < 1e-3

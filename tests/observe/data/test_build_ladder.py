@@ -9,6 +9,7 @@ from PIL import Image
 
 from observe.config import BaseConfig, LadderConfig
 from observe.data.ladder import build_ladder, stage
+from observe.data.measure import sample_responses
 from observe.data.question import Question, write_jsonl
 from observe.data.rungs import load_ladder
 from observe.errors import InputError
@@ -38,7 +39,7 @@ class RuleEngine:
     calls: int = 0
     sampled: int = 0
 
-    def generate(self, samples, params, seeds, progress=None):
+    def generate(self, samples, params, seeds, finished=None):
         if self.calls == self.stop_after:
             raise KeyboardInterrupt
         self.calls += 1
@@ -165,6 +166,63 @@ def test_a_killed_call_goes_on_and_ends_the_same(tmp_path):
         assert (tmp_path / "killed" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
 
 
+def sample(out, engine, **options):
+    out.mkdir(exist_ok=True)
+    return sample_responses(
+        questions(),
+        engine=engine,
+        processor=Text(),
+        config=LadderConfig(),
+        model="rules",
+        out=out,
+        progress=lambda *told: None,
+        **options,
+    )
+
+
+def test_shards_are_merged_to_what_one_call_samples_and_nothing_is_sampled_twice(tmp_path):
+    whole = RuleEngine()
+    sample(tmp_path / "whole", whole, chunk=20)
+    calls = 0
+    for shard in ((2, 3), (1, 3), (3, 3)):
+        engine = RuleEngine()
+        records = sample(tmp_path / "parts", engine, chunk=20, shard=shard)
+        calls += engine.calls
+        assert [r["question"] for r in records] == [
+            q.id for i, q in enumerate(questions()) if i // 20 % 3 == shard[0] - 1
+        ]
+    merged = RuleEngine()
+    sample(tmp_path / "parts", merged, chunk=20)
+    assert (merged.calls, calls) == (0, whole.calls)
+    written = [(tmp_path / name / "samples.jsonl").read_bytes() for name in ("whole", "parts")]
+    assert written[0] == written[1]
+
+
+def test_what_a_killed_shard_left_is_taken_up_by_whoever_comes(tmp_path):
+    with pytest.raises(KeyboardInterrupt):
+        sample(tmp_path, RuleEngine(stop_after=7), chunk=20, shard=(1, 2))
+    torn = tmp_path / "samples-1-of-2.jsonl"
+    assert len(torn.read_text().splitlines()) == 1 + 40
+    with torn.open("a") as file:
+        file.write('{"question": "q080", "dropp')
+    other = RuleEngine()
+    sample(tmp_path, other, chunk=20, shard=(1, 4))  # Chunks 1 and 5 of 15, ... the first is there.
+    assert other.calls == 3 * 3
+    rest = RuleEngine()
+    sample(tmp_path, rest, chunk=20)
+    assert rest.calls == 3 * (15 - 2 - 3)
+    assert len((tmp_path / "samples.jsonl").read_text().splitlines()) == 301
+
+
+def test_samples_of_other_chunks_are_not_mixed(tmp_path):
+    sample(tmp_path, RuleEngine(), chunk=20, shard=(1, 2))
+    engine = RuleEngine()
+    sample(tmp_path, engine, chunk=30)
+    assert engine.calls == 30
+    with pytest.raises(InputError, match="holds samples of other"):
+        sample(tmp_path, RuleEngine(), chunk=20)
+
+
 def test_a_finished_ladder_samples_nothing_again(tmp_path):
     first = build(tmp_path)
     again = RuleEngine()
@@ -199,10 +257,9 @@ def test_the_simple_filter_can_be_off_and_samples_be_odd(tmp_path):
         ({"prompts": ()}, "prompts"),
     ],
 )
-def test_settings_out_of_range_are_named(tmp_path, changes, key):
-    with pytest.raises(InputError, match=rf"data\.ladder\.{key}"):
-        build(tmp_path, config=LadderConfig(**changes))
-    assert not (tmp_path / "samples.jsonl").exists()
+def test_settings_out_of_range_are_named(changes, key):
+    with pytest.raises(InputError, match=rf"^{key}: expected"):
+        LadderConfig(**changes)
 
 
 def test_a_pool_that_is_dropped_whole_says_why(tmp_path):
@@ -300,3 +357,25 @@ def test_the_command_ends_with_2_for_bad_input(tmp_path, monkeypatch, capsys, re
     assert main() == 2
     assert words in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
+
+
+def test_another_engine_samples_the_same_greedy_answers(base, tmp_path):
+    """Through the factory: an endpoint that serves the same model."""
+    from openai_server import MODEL, serving
+
+    from observe.model.policy import load_policy
+
+    def samples(name, sampler):
+        (tmp_path / name).mkdir()
+        settings = {"pool": 12, "samples": 2, "max_new_tokens": 30, "temperature": 0.0}
+        settings |= {"hardest_share": 1.0, "simple_filter": False, "sampler": sampler}
+        config = {"ladder": settings, "model": str(base / "checkpoint"), "source": "glyphs"}
+        stage(config, tmp_path / name, {}, lambda *_: None)
+        return (tmp_path / name / "samples.jsonl").read_text().splitlines()[1:]
+
+    native = samples("native", {})
+    with serving(load_policy(base / "checkpoint")) as server:
+        endpoint = {"url": server.url, "model": MODEL}
+        assert samples("endpoint", {"engine": "endpoint", "endpoint": endpoint}) == native
+        assert len(server.bodies) == 24
+    assert len(native) == 12 and len(set(native)) == 12

@@ -45,6 +45,14 @@ def test_round_trip_keeps_everything_and_saves_images(tmp_path):
     assert to_record(read, tmp_path / "set") == to_record(question, tmp_path / "set")
 
 
+def test_a_question_may_hold_line_separators_of_its_own(tmp_path):
+    path = tmp_path / "questions.jsonl"
+    texts = ["How many\u2028circles?", "How many\x85squares?"]
+    asked = [Question(id=text, text=text, gold="3", answer_type="integer") for text in texts]
+    write_jsonl(asked, path)
+    assert [question.text for _, question in read_jsonl(path)] == texts
+
+
 def test_images_outside_the_folder_keep_their_absolute_path(tmp_path):
     file = tmp_path / "elsewhere.png"
     Image.new("RGB", (2, 2)).save(file)

@@ -1,5 +1,6 @@
 """Questions: gold answers against an oracle that reads the gold observation, splits, balance."""
 
+import dataclasses
 import re
 from collections import Counter
 
@@ -13,6 +14,11 @@ COLOURS, SHAPES = ("red", "green", "blue"), ("circle", "square", "triangle")
 EMPTY = "empty cell"
 COMBINATIONS = {f"{colour} {shape}" for colour in COLOURS for shape in SHAPES}
 COMBINATIONS_HELD_OUT = {" ".join(item) for item in HELD_OUT}
+
+
+def texts(split, size, **given):
+    """Questions without their pictures, which take most of the time."""
+    return glyphs.questions(split, size, pictures=False, **given)
 
 
 def listed(question):
@@ -126,7 +132,7 @@ ORACLES = {
 
 @pytest.fixture(scope="module")
 def by_split():
-    return {split: glyphs.questions(split, 700) for split in glyphs.SPLITS}
+    return {split: texts(split, 500) for split in glyphs.SPLITS}
 
 
 def test_an_observation_lists_every_cell_row_by_row():
@@ -150,7 +156,7 @@ def test_every_family_has_an_oracle():
 @pytest.mark.parametrize("family", ORACLES)
 @pytest.mark.parametrize("split", ["reasoning", "ood"])
 def test_gold_follows_from_the_observation_and_the_text(family, split):
-    for question in glyphs.questions(split, 60, seed=5, families=(family,)):
+    for question in texts(split, 60, seed=5, families=(family,)):
         assert question.gold == ORACLES[family](question), question.id
 
 
@@ -182,7 +188,7 @@ def test_ood_observations_show_the_shifts_and_no_other_split_does(by_split):
         crowded = [sum(x != EMPTY for x in c) > MAX_OBJECTS for c in cells]
         large = [len(c) == 16 for c in cells]
         if split == "ood":
-            assert min(map(sum, (combinations, crowded, large))) > 150
+            assert min(map(sum, (combinations, crowded, large))) > 100
             assert all(map(any, zip(combinations, crowded, large, strict=True)))
         else:
             assert not any(combinations + crowded + large)
@@ -191,7 +197,7 @@ def test_ood_observations_show_the_shifts_and_no_other_split_does(by_split):
 @pytest.mark.parametrize("family", ["count_pair", "exists"])
 @pytest.mark.parametrize("split", glyphs.SPLITS)
 def test_held_out_combinations_are_asked_for_in_the_ood_split_alone(split, family):
-    questions = glyphs.questions(split, 200, families=(family,))
+    questions = texts(split, 200, families=(family,))
     asked = {c for c in COMBINATIONS if any(c in question.text for question in questions)}
     assert asked == (COMBINATIONS if split == "ood" else COMBINATIONS - COMBINATIONS_HELD_OUT)
 
@@ -210,34 +216,39 @@ def test_a_question_does_not_depend_on_how_many_are_asked_for():
     assert [q.id for q in few] == [q.id for q in many[:9]]
 
 
+def test_a_question_without_its_picture_is_the_same_question():
+    (drawn,), (told,) = glyphs.questions("ood", 1), texts("ood", 1)
+    assert drawn.images and told == dataclasses.replace(drawn, images=())
+
+
 def test_another_seed_gives_other_questions():
-    one, two = glyphs.questions("train", 50, seed=1), glyphs.questions("train", 50, seed=2)
+    one, two = texts("train", 50, seed=1), texts("train", 50, seed=2)
     assert not {q.id for q in one} & {q.id for q in two}
     assert sum(a.cluster == b.cluster for a, b in zip(one, two, strict=True)) < 5
 
 
 def test_an_id_says_split_seed_family_and_number():
-    ids = [q.id for q in glyphs.questions("ood", 3, seed=4, families=("cost", "row_total"))]
+    ids = [q.id for q in texts("ood", 3, seed=4, families=("cost", "row_total"))]
     assert ids == ["ood-4-cost-00000", "ood-4-row_total-00001", "ood-4-cost-00002"]
 
 
 def test_ids_are_unique_over_splits_families_and_seeds(by_split):
     ids = [q.id for questions in by_split.values() for q in questions]
-    ids += [q.id for q in glyphs.questions("train", 700, seed=1)]
-    ids += [q.id for q in glyphs.questions("train", 700, families=tuple(glyphs.GENERAL_FAMILIES))]
+    ids += [q.id for q in texts("train", 500, seed=1)]
+    ids += [q.id for q in texts("train", 500, families=tuple(glyphs.GENERAL_FAMILIES))]
     assert len(set(ids)) == len(ids)
 
 
 @pytest.mark.parametrize("family", ["compare", "exists", "empty"])
 def test_yes_and_no_are_both_common(family):
-    golds = Counter(q.gold for q in glyphs.questions("train", 400, families=(family,)))
+    golds = Counter(q.gold for q in texts("train", 400, families=(family,)))
     assert set(golds) == {"yes", "no"}
     assert 0.3 <= golds["yes"] / 400 <= 0.7
 
 
 @pytest.mark.parametrize("family", ["most", "colour", "shape"])
 def test_the_right_option_is_under_every_letter_alike(family):
-    questions = glyphs.questions("train", 600, families=(family,))
+    questions = texts("train", 600, families=(family,))
     letters = Counter(q.gold for q in questions)
     assert all(150 <= letters[letter] <= 250 for letter in "ABC")
     assert all(len(set(q.options)) == 3 for q in questions)
@@ -245,7 +256,7 @@ def test_the_right_option_is_under_every_letter_alike(family):
 
 def test_answers_to_counting_questions_are_no_constant():
     for family in ("count", "count_pair", "difference", "formula", "cost", "row_total"):
-        golds = Counter(q.gold for q in glyphs.questions("train", 400, families=(family,)))
+        golds = Counter(q.gold for q in texts("train", 400, families=(family,)))
         assert max(golds.values()) < 0.7 * 400, family
 
 

@@ -26,7 +26,8 @@ def habit(**shares):
 
 def responses(prompt, config, size=52):
     rng = random.Random(f"{prompt}/{config}")
-    for question in questions("train", size, seed=9, families=tuple(FAMILIES)):
+    asked = questions("train", size, seed=9, families=tuple(FAMILIES), pictures=False)
+    for question in asked:
         yield question, response(question, prompt, config, rng)
 
 
@@ -75,7 +76,7 @@ def test_verbose_says_more_and_short_says_less():
 
 
 def question():
-    return questions("train", 1, seed=2)[0]
+    return questions("train", 1, seed=2, pictures=False)[0]
 
 
 def cells():
@@ -89,7 +90,7 @@ def observing(*statements, joint=", "):
 
 @pytest.mark.parametrize("split", ["train", "general", "ood"])
 def test_the_gold_observation_is_wholly_faithful(split):
-    for q in questions(split, 60):
+    for q in questions(split, 60, pictures=False):
         assert faithfulness(f"<observe>{q.observation}</observe>", q) == 1.0
         verbose = f"<observe>I can see {q.observation}, that is all</observe>"
         assert faithfulness(verbose, q) == 1.0

@@ -18,6 +18,11 @@ from observe.model.logprobs import completion_logprobs
 from observe.prompts import build_messages
 
 TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-5}
+CASES = [
+    ("qwen2_5_vl", torch.float64),
+    ("qwen2_5_vl", torch.float32),
+    ("qwen3_vl", torch.float64),
+]
 LENGTHS = ((4, 1, 9, 3), (2, 2, 2, 2), (1, 7), (5, 0, 12, 30))
 TEMPERATURE = 0.8
 
@@ -25,8 +30,9 @@ TEMPERATURE = 0.8
 class Step:
     """Prompts with 0 to 2 images, groups of 2 and 4 completions of 0 to 30 tokens, advantages."""
 
-    def __init__(self, dtype):
-        self.policy = build_policy(BaseConfig(hidden_size=64, layers=2, tokenizer_texts=200))
+    def __init__(self, family, dtype):
+        config = BaseConfig(family=family, hidden_size=64, layers=2, tokenizer_texts=200)
+        self.policy = build_policy(config)
         self.policy.model.to(dtype)
         self.samples = []
         for i, question in enumerate(questions("ood", len(LENGTHS), seed=1)):
@@ -160,12 +166,13 @@ WAYS = {
 }
 
 
-@pytest.fixture(scope="module", params=TOLERANCE, ids=str)
+@pytest.fixture(scope="module", params=CASES, ids=str)
 def step(request):
-    made = Step(request.param)
+    family, dtype = request.param
+    made = Step(family, dtype)
     made.expected = plain(made, "left")
-    made.dtype = request.param
-    print(f"\n{request.param}: largest difference from a plain gradient, relative")
+    made.dtype = dtype
+    print(f"\n{family}, {dtype}: largest difference from a plain gradient, relative")
     return made
 
 

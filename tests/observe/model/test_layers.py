@@ -6,13 +6,24 @@ import pytest
 import torch
 from transformers.models.qwen2_5_vl import modeling_qwen2_5_vl as qwen
 
-from observe.model.layers import Attention, RMSNorm, VisionAttention, rotate
+from observe.model.family import FAMILIES
+from observe.model.layers import (
+    Qwen2_5Attention,
+    Qwen2_5RMSNorm,
+    Qwen2_5VisionAttention,
+    rotate,
+)
 
 
 def theirs(module):
     """A copy of a module with transformers' own class."""
     made = copy.deepcopy(module)
-    made.__class__ = type(module).__mro__[1]
+    (made.__class__,) = [
+        theirs
+        for family in FAMILIES.values()
+        for theirs, ours in family.layers.items()
+        if ours is type(module)
+    ]
     return made
 
 
@@ -31,7 +42,7 @@ def assert_same(ours, expected, inputs, parameters, tolerance):
 )
 def test_the_norm(dtype, tolerance):
     """In double precision transformers rounds to single; ours does not."""
-    norm = RMSNorm(16).to(dtype)
+    norm = Qwen2_5RMSNorm(16).to(dtype)
     norm.weight.data = torch.linspace(0.5, 2, 16).to(dtype)
     hidden = torch.randn(3, 5, 16, generator=torch.Generator().manual_seed(1)).to(dtype)
     hidden.requires_grad_()
@@ -43,7 +54,7 @@ def test_the_norm(dtype, tolerance):
 
 def test_the_norm_is_exact_in_double_precision():
     hidden = torch.randn(4, 16, dtype=torch.double, requires_grad=True)
-    norm = RMSNorm(16).double()
+    norm = Qwen2_5RMSNorm(16).double()
     assert torch.autograd.gradcheck(norm, hidden)
 
 
@@ -68,7 +79,7 @@ SEGMENTS = {"equal": [4, 4, 4], "unequal": [4, 6, 4, 2, 6], "one": [9]}
 @pytest.mark.parametrize("lengths", SEGMENTS.values(), ids=SEGMENTS)
 def test_vision_attention(untrained, lengths):
     module = copy.deepcopy(untrained.model.model.visual.blocks[0].attn).float()
-    assert type(module) is VisionAttention
+    assert type(module) is Qwen2_5VisionAttention
     other = theirs(module)
     random = torch.Generator().manual_seed(0)
     hidden = torch.randn(sum(lengths), module.dim, generator=random).requires_grad_()
@@ -86,7 +97,7 @@ def test_vision_attention(untrained, lengths):
 
 def test_a_loaded_model_has_them_and_keeps_its_names(untrained):
     kinds = {type(module) for module in untrained.model.modules()}
-    assert {RMSNorm, Attention, VisionAttention} <= kinds
+    assert {Qwen2_5RMSNorm, Qwen2_5Attention, Qwen2_5VisionAttention} <= kinds
     assert not kinds & {qwen.Qwen2_5_VLRMSNorm, qwen.Qwen2_5_VLAttention}
     fresh = qwen.Qwen2_5_VLForConditionalGeneration(untrained.model.config)
     assert untrained.model.state_dict().keys() == fresh.state_dict().keys()

@@ -35,13 +35,7 @@ def test_a_packed_row_has_the_hidden_states_that_the_model_makes_itself(untraine
     samples = prompts(untrained)
     batch = pack(samples)
     with torch.no_grad():
-        packed = untrained.model.model.language_model(
-            inputs_embeds=untrained.embed(batch),
-            position_ids=batch.positions_31S,
-            attention_mask={"full_attention": None},
-            use_cache=False,
-            layout=batch.layout,
-        ).last_hidden_state[0]
+        packed = untrained.hidden(**untrained.inputs(batch))
         for sample, hidden in zip(samples, packed.split(batch.layout.prompts.lengths), strict=True):
             alone = untrained.model.model(**padded(untrained, [(sample, [])])).last_hidden_state[0]
             torch.testing.assert_close(hidden, alone, rtol=1e-9, atol=1e-11)
@@ -50,7 +44,7 @@ def test_a_packed_row_has_the_hidden_states_that_the_model_makes_itself(untraine
 def test_prompts_without_images_need_no_vision_tower(untrained):
     batch = pack(prompts(untrained, images=(0, 0, 0)))
     expected = untrained.model.get_input_embeddings()(batch.token_ids_1S)
-    assert torch.equal(untrained.embed(batch), expected)
+    assert torch.equal(untrained.inputs(batch)["inputs_embeds"], expected)
 
 
 def test_a_missing_model_is_named(untrained, tmp_path):

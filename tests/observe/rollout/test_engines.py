@@ -164,11 +164,15 @@ def test_the_narrowest_sampling_is_greedy(engine, untrained, limits):
     )
 
 
-def test_progress_counts_prompts_up_to_all_of_them(engine, untrained):
-    seen = []
-    engine.generate(prompts(untrained), PARAMS, range(5), lambda *counts: seen.append(counts))
-    assert seen[-1] == (5, 5)
-    assert seen == sorted(seen)
+def test_each_group_is_told_once_with_its_prompt_s_index(engine, untrained):
+    told = {}
+
+    def finished(groups):
+        assert not set(groups) & set(told)
+        told.update(groups)
+
+    groups = engine.generate(prompts(untrained), PARAMS, range(5), finished)
+    assert [told[i] for i in range(5)] == groups
 
 
 def test_no_prompts_give_no_completions(engine):

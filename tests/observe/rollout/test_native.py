@@ -9,8 +9,10 @@ from hypothesis import strategies as st
 from observe.glyphs import questions
 from observe.model.logprobs import completion_logprobs
 from observe.model.policy import load_policy
+from observe.model.processor import PromptSize
 from observe.prompts import build_messages
-from observe.rollout import memory
+from observe.rollout import memory, native
+from observe.rollout.batches import batches
 from observe.rollout.engine import SamplingParams
 from observe.rollout.native import NativeEngine, _choose
 
@@ -66,6 +68,17 @@ def test_the_size_of_its_batches_changes_nothing(trained, batch_size):
     assert len({len(c.token_ids) for group in expected for c in group}) > 5
 
 
+@pytest.mark.parametrize("tokens", [1, 150, 400])
+def test_in_how_many_parts_the_prompts_are_read_changes_nothing(trained, tokens, monkeypatch):
+    samples, params = prompts(trained), SamplingParams(max_new_tokens=40, n=4)
+    expected = NativeEngine(trained).generate(samples, params, range(12))
+    monkeypatch.setattr(native, "PREFILL_TOKENS", tokens)
+    found = NativeEngine(trained).generate(samples, params, range(12))
+    for one, other in zip(sum(found, []), sum(expected, []), strict=True):
+        assert one.token_ids == other.token_ids
+        assert one.logprobs == pytest.approx(other.logprobs, rel=1e-9, abs=1e-11)
+
+
 def test_log_probabilities_are_exact_while_rows_leave_and_buffers_grow(trained, monkeypatch):
     """In double precision, over lengths at which groups lose some or all of their rows."""
     monkeypatch.setattr(memory, "GROWTH", 8)
@@ -104,7 +117,7 @@ def test_what_it_samples_is_what_the_trainer_scores(trained):
                         temperature=1.3,
                     )
                 cumulative = logprobs[:, step].exp().cumsum(0)
-                u = float(uniforms[2 * i + j, step])
+                u = float(uniforms[step, 2 * i + j])
                 assert cumulative[chosen] > u - 1e-6
                 assert chosen == 0 or cumulative[chosen - 1] <= u + 1e-6
 
@@ -177,3 +190,64 @@ def test_greedy_needs_no_random_number():
     assert _choose(
         torch.tensor([[0.0, 2.0, 1.0]]), SamplingParams(max_new_tokens=1), None
     ).tolist() == [1]
+
+
+class Small(NativeEngine):
+    """Runs out of memory as a GPU would: when a batch has more than so many image tokens."""
+
+    def __init__(self, policy, room, **settings):
+        super().__init__(policy, **settings)
+        self.room = room
+        self.tried = []
+
+    def _generate(self, samples, params, seeds):
+        tokens = sum(self._size(sample).image_tokens for sample in samples)
+        self.tried.append(tokens)
+        if tokens > self.room:
+            raise torch.OutOfMemoryError("out of memory")
+        return super()._generate(samples, params, seeds)
+
+
+@pytest.mark.parametrize("n", [1, 3])
+def test_without_memory_the_batch_is_halved_and_stays_small(trained, n):
+    samples, params = prompts(trained), SamplingParams(max_new_tokens=20, n=n)
+    expected = NativeEngine(trained).generate(samples, params, range(12))
+    one = NativeEngine(trained)._size(samples[0]).image_tokens
+    engine = Small(trained, 4 * one, batch_size=12 * n, shrink=True)
+    told = {}
+    found = engine.generate(samples, params, range(12), told.update)
+    assert [[c.token_ids for c in g] for g in found] == [[c.token_ids for c in g] for g in expected]
+    assert [told[i] for i in range(12)] == found
+    failed = [tokens for tokens in engine.tried if tokens > engine.room]
+    assert engine.tried[: len(failed)] == failed and len(failed) == 2
+    engine.tried = []
+    engine.generate(samples, params, range(12))
+    assert max(engine.tried) <= engine.room
+
+
+def test_a_prompt_that_does_not_fit_alone_is_an_error(trained):
+    with pytest.raises(torch.OutOfMemoryError):
+        Small(trained, 1, shrink=True).generate(
+            prompts(trained, 3), SamplingParams(max_new_tokens=4), range(3)
+        )
+    with pytest.raises(torch.OutOfMemoryError):
+        Small(trained, 1).generate(prompts(trained, 1), SamplingParams(max_new_tokens=4), [0])
+
+
+@given(
+    st.lists(st.tuples(st.integers(0, 50), st.integers(0, 30)), max_size=40),
+    st.integers(1, 9),
+    st.integers(1, 60) | st.none(),
+)
+def test_batches_are_sorted_bounded_and_as_full_as_may_be(sizes, limit, image_tokens):
+    prompts = [PromptSize(length=length + i, image_tokens=i) for length, i in sizes]
+    found = batches(prompts, prompts=limit, image_tokens=image_tokens)
+    order = [i for part in found for i in part]
+    assert order == sorted(range(len(prompts)), key=lambda i: prompts[i].length)
+    loads = [sum(prompts[i].image_tokens for i in part) for part in found]
+    for part, load in zip(found, loads, strict=True):
+        assert 1 <= len(part) <= limit
+        assert image_tokens is None or load <= image_tokens or len(part) == 1
+    for part, load, after in zip(found, loads, found[1:], strict=False):
+        more = load + prompts[after[0]].image_tokens
+        assert len(part) == limit or (image_tokens is not None and more > image_tokens)

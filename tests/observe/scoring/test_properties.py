@@ -140,7 +140,13 @@ HOSTILE = {
     "nested fractions": "\\frac{" * 20_000,
     "nested boxes": "\\boxed{" * 15_000 + "8" + "}" * 15_000,
     "a tower of powers": "10^9^9",
-    "a tower in braces": "10^{9^{9}}",
+    "a tower in braces": "9^{9^{9}}",
+    "a power of Python": "2**99999999",
+    "one letter": "x" * 100_000,
+    "open texts": "\\text{" * 5000,
+    "deep brackets": "(" * 300 + "7" + ")" * 300,
+    "one number": "7 " * 50_000,
+    "what is not seen": "\u202e7\u202c\x00",
     "a large power": "(1+x)^{999999999}",
     "a large factorial": "9999999999!",
     "nested factorials": "((9!)!)!",
@@ -175,9 +181,9 @@ def test_hostile_text_is_never_right_and_never_hangs(name):
     """The suite's time limit is what tells a hang."""
     for kind, (gold, options) in KINDS.items():
         for response in (HOSTILE[name], f"<answer>{HOSTILE[name]}</answer>"):
-            asked = {"answer_type": kind, "options": options, "timeout_s": 2}
+            asked = {"answer_type": kind, "options": options, "timeout_s": 0.5}
             assert not score(response, gold, **asked).correct
-            if kind == "choice":
+            if kind in ("choice", "integer", "expression"):
                 assert not score_untagged(response, gold, **asked).correct
             question = {"question": "Is it B? " + HOSTILE[name][:2000]}
             assert not score(response, gold, **asked, **question).correct
