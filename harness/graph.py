@@ -38,10 +38,10 @@ class Kind:
 
 
 KINDS: dict[str, Kind] = {
-    "base": Kind(function="observe.base:stage", version=3),
-    "ladder": Kind(function="observe.data.ladder:stage", version=3),
-    "train": Kind(function="observe.train:stage", version=3),
-    "evaluate": Kind(function="benchmarks.evaluate:stage", version=3),
+    "base": Kind(function="observe.base:stage", version=4),
+    "ladder": Kind(function="observe.data.ladder:stage", version=4),
+    "train": Kind(function="observe.train:stage", version=4),
+    "evaluate": Kind(function="benchmarks.evaluate:stage", version=4),
 }
 """The stage kinds, in the order of the pipeline."""
 

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import accumulate, pairwise
 
 import torch
 from torch import Tensor
@@ -80,15 +81,13 @@ def pack(
             predictors.append(at + steps)
             targets.extend(completion)
             at += len(completion) - 1
-    with_images = [sample for sample in samples if sample.grid_I3.shape[0]]
+    pixels_RD, grid_I3 = _images(samples)
     none = torch.zeros(0, dtype=torch.long)
     return PackedBatch(
         token_ids_1S=torch.cat(token_ids)[None].to(device),
         positions_31S=torch.cat(positions, dim=1)[:, None].to(device),
-        pixels_RD=(
-            torch.cat([s.pixels_RD for s in with_images]) if with_images else torch.zeros(0)
-        ).to(device),
-        grid_I3=torch.cat([sample.grid_I3 for sample in samples]).to(device),
+        pixels_RD=pixels_RD.to(device),
+        grid_I3=grid_I3.to(device),
         layout=Layout(
             prompts=Segments(prompt_lengths, device=device),
             completions=Segments(forwarded, device=device),
@@ -99,6 +98,96 @@ def pack(
         completion_lengths=lengths,
         predictors_K=torch.cat([*predictors, none]).to(device),
         targets_K=torch.tensor(targets, dtype=torch.long).to(device),
+    )
+
+
+def _images(samples: Sequence[Sample]) -> tuple[Tensor, Tensor]:
+    """Patches and grids of all images, in the samples' order."""
+    pixels = [sample.pixels_RD for sample in samples if sample.grid_I3.shape[0]]
+    grids = torch.cat([sample.grid_I3 for sample in samples])
+    return torch.cat(pixels) if pixels else torch.zeros(0), grids
+
+
+@dataclass(frozen=True, kw_only=True)
+class PrefixedBatch:
+    """Prompts in one packed row in which those that begin alike share their beginning."""
+
+    batch: PackedBatch
+    """The beginnings stand where ``pack`` has prompts, what follows where it has completions."""
+    prompts: Segments
+    """The prompts in the order they were given in, each with its beginning."""
+    rows_T: Tensor
+    """Row index of each of their tokens."""
+    order: list[int]
+    """The prompts in the order in which their own tokens stand in the row."""
+
+
+def pack_sharing_prefixes(
+    samples: Sequence[Sample],
+    targets: Sequence[Sequence[int]] | None = None,
+    *,
+    image_pad_id: int,
+    device: torch.device | None = None,
+) -> PrefixedBatch:
+    """Prompts, and behind each the tokens of its target (None: nothing), all but the last.
+
+    What a prompt says before its first image, mostly a system prompt, goes through the model once
+    for all that say the same; a token alone where there is no image. Prompts with an equal
+    beginning come together in the row, whose order ``predictors_K`` and ``targets_K`` follow.
+    """
+    device = device or torch.device("cpu")
+    given = [[] for _ in samples] if targets is None else targets
+    groups: dict[tuple[int, ...], list[int]] = {}
+    for i, sample in enumerate(samples):
+        images = (sample.token_ids_L == image_pad_id).nonzero()
+        split = max(1, int(images[0])) if len(images) else 1
+        groups.setdefault(tuple(sample.token_ids_L[:split].tolist()), []).append(i)
+    starts = [len(prefix) for prefix in groups]
+    token_ids = [torch.tensor(prefix) for prefix in groups]
+    positions = [torch.arange(start).expand(3, -1) for start in starts]
+    tails, first, at = [], 0, sum(starts)
+    prompt_rows: list[Tensor] = [torch.empty(0)] * len(samples)
+    predictors: list[Tensor] = []
+    order = [i for members in groups.values() for i in members]
+    for start, members in zip(starts, groups.values(), strict=True):
+        for i in members:
+            sample, target = samples[i], given[i]
+            follows = torch.tensor(target[:-1], dtype=torch.long)
+            token_ids += [sample.token_ids_L[start:], follows]
+            steps = torch.arange(len(follows))
+            positions.append(sample.positions_3L[:, start:])
+            positions.append((sample.next_position + steps).expand(3, -1))
+            length = sample.length - start
+            tails.append(length + len(follows))
+            prompt_rows[i] = torch.cat(
+                [torch.arange(first, first + start), torch.arange(at, at + length)]
+            )
+            ahead = torch.cat([prompt_rows[i][-1:], at + length + steps])
+            predictors.append(ahead[: len(target)])
+            at += tails[-1]
+        first += start
+    counts = [len(members) for members in groups.values()]
+    ends = list(accumulate(counts, initial=0))
+    pixels_RD, grid_I3 = _images([samples[i] for i in order])
+    batch = PackedBatch(
+        token_ids_1S=torch.cat(token_ids)[None].to(device),
+        positions_31S=torch.cat(positions, dim=1)[:, None].to(device),
+        pixels_RD=pixels_RD.to(device),
+        grid_I3=grid_I3.to(device),
+        layout=Layout(
+            prompts=Segments(starts, device=device),
+            completions=Segments(tails, device=device),
+            groups=Segments([sum(tails[a:b]) for a, b in pairwise(ends)], device=device),
+        ),
+        completion_lengths=[len(given[i]) for i in order],
+        predictors_K=torch.cat(predictors).to(device),
+        targets_K=torch.tensor([t for i in order for t in given[i]], dtype=torch.long).to(device),
+    )
+    return PrefixedBatch(
+        batch=batch,
+        prompts=Segments([sample.length for sample in samples], device=device),
+        rows_T=torch.cat(prompt_rows).to(device),
+        order=order,
     )
 
 

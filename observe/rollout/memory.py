@@ -24,8 +24,10 @@ class GroupMemory:
     T tokens of the completions so far, D width of a head.
     """
 
-    def __init__(self, prompts: Segments, group: int) -> None:
+    def __init__(self, prompts: Segments, group: int, rows_T: Tensor | None = None) -> None:
         self.prompts = prompts
+        self.rows_T = rows_T
+        """Where in the packed row the prompts' tokens lie; None where parts have read them."""
         self.bias_P11L = prompts.key_bias_B11W
         self.shape = (prompts.number, group)
         self.place_B: Tensor | None = None
@@ -39,7 +41,9 @@ class GroupMemory:
     def keep_prompts(self, layer: int, key_SKD: Tensor, value_SKD: Tensor) -> None:
         """Remember the prompts of a packed row; called layer by layer."""
         assert layer == len(self._prompts)
-        self._remember(*(self.prompts.pad(x).contiguous() for x in (key_SKD, value_SKD)))
+        assert self.rows_T is not None
+        prompts = (x.index_select(0, self.rows_T) for x in (key_SKD, value_SKD))
+        self._remember(*(self.prompts.pad(x).contiguous() for x in prompts))
 
     @classmethod
     def joined(cls, parts: Sequence["GroupMemory"]) -> "GroupMemory":

@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from observe.model.batch import pack
+from observe.model.batch import pack_sharing_prefixes
 from observe.model.policy import Policy
 from observe.model.processor import PromptSize, Sample
 from observe.rollout.batches import batches
@@ -179,10 +179,14 @@ class NativeEngine:
         """Hidden states (P, H) behind the prompts' last tokens, and what the layers remember."""
         hidden, memories = [], []
         for part in _parts(samples):
-            prompts = pack(part, device=self.policy.model.device)
-            memory = GroupMemory(prompts.layout.prompts, group)
-            hidden_SH = self.policy.hidden(**self.policy.inputs(prompts), memory=memory)
-            hidden.append(hidden_SH[prompts.layout.prompts.offsets[1:].long() - 1])
+            row = pack_sharing_prefixes(
+                part,
+                image_pad_id=self.policy.processor.image_pad_id,
+                device=self.policy.model.device,
+            )
+            memory = GroupMemory(row.prompts, group, row.rows_T)
+            hidden_SH = self.policy.hidden(**self.policy.inputs(row.batch), memory=memory)
+            hidden.append(hidden_SH[row.rows_T[row.prompts.offsets[1:].long() - 1]])
             memories.append(memory)
         return torch.cat(hidden), GroupMemory.joined(memories)
 

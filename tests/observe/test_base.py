@@ -3,6 +3,7 @@
 import dataclasses
 import itertools
 import random
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -10,14 +11,16 @@ import torch
 from observe.base import (
     EARLY_HABITS,
     GENERAL_SHARE,
+    OBSERVATION_WEIGHT,
     PROMPT_SHARES,
     _answer,
+    _backward,
     _batches,
-    _collate,
     _look,
     _loss,
     _pool,
     _schedule,
+    _weights,
     _work,
     stage,
     train_base,
@@ -64,23 +67,24 @@ def test_equal_settings_make_the_same_model_bit_by_bit(tmp_path):
     assert not all(torch.equal(one[name], other[name]) for name in one if name in other)
 
 
-def batch_of(policy, number=4):
-    """Questions with responses of different lengths."""
+def pairs_of(policy, number=4, prompts=("think",)):
+    """Questions with responses of different lengths, under the prompts in turn."""
     rng, pairs = random.Random(5), []
-    for question in questions("train", number, seed=7):
-        messages = build_messages("think", question.text, question.options, 1)
+    for i, question in enumerate(questions("train", number, seed=7)):
+        prompt = prompts[i % len(prompts)]
+        messages = build_messages(prompt, question.text, question.options, 1)
         sample = policy.processor.sample(messages, question.open_images())
-        text = response(question, "think", TINY, rng)
+        text = response(question, prompt, TINY, rng)
         pairs.append((sample, [*policy.processor.encode(text), policy.processor.eos_ids[0]]))
     assert len({sample.length + len(target) for sample, target in pairs}) > 1
-    return _collate(policy, pairs)
+    return pairs
 
 
 def test_it_learns(base):
     losses = []
     for policy in (load_policy(base / "checkpoint"), build_policy(TINY)):
         with torch.no_grad():
-            losses.append(float(_loss(policy, batch_of(policy, 32))))
+            losses.append(float(_loss(policy, pairs_of(policy, 32))))
     assert losses[0] < 0.5 * losses[1]
 
 
@@ -99,33 +103,57 @@ def test_the_stage_refuses_what_it_does_not_know(tmp_path):
         stage({"step": 3}, tmp_path, {}, silent)
 
 
-def test_only_responses_are_learned_from():
-    policy = build_policy(TINY)
-    batch = batch_of(policy)
-    learned = batch.labels_BL != -100
-    assert torch.equal(batch.labels_BL[learned], batch.token_ids_BL[learned])
-    assert not (learned & (batch.mask_BL == 0)).any()
-    for row, mask, tokens in zip(learned, batch.mask_BL, batch.token_ids_BL, strict=True):
-        first = int(row.nonzero()[0])
-        assert row[first : int(mask.sum())].all()
-        assert policy.processor.decode(tokens[:first].tolist()).endswith("assistant\n")
-        assert int(tokens[int(mask.sum()) - 1]) == policy.processor.eos_ids[0]
-
-
-def test_padding_changes_no_loss():
+def test_the_loss_is_the_cross_entropy_of_the_responses_as_transformers_has_it():
     policy = build_policy(TINY)
     policy.model.double()
-    batch = batch_of(policy)
-    wider = dataclasses.replace(
-        batch,
-        token_ids_BL=torch.nn.functional.pad(batch.token_ids_BL, (0, 9), value=7),
-        mask_BL=torch.nn.functional.pad(batch.mask_BL, (0, 9)),
-        positions_3BL=torch.nn.functional.pad(batch.positions_3BL, (0, 9)),
-        labels_BL=torch.nn.functional.pad(batch.labels_BL, (0, 9), value=-100),
-        weights_BL=torch.nn.functional.pad(batch.weights_BL, (0, 9), value=5.0),
-    )
+    pairs = pairs_of(policy, 6, prompts=("think", "observe", "direct"))
+    expected = 0.0
+    for sample, target in pairs:
+        logits = policy.model(
+            input_ids=torch.cat([sample.token_ids_L, torch.tensor(target)])[None],
+            pixel_values=sample.pixels_RD.double(),
+            image_grid_thw=sample.grid_I3,
+            mm_token_type_ids=None,
+            position_ids=torch.cat(
+                [
+                    sample.positions_3L,
+                    (sample.next_position + torch.arange(len(target))).expand(3, -1),
+                ],
+                dim=1,
+            )[:, None],
+        ).logits[0]
+        losses = torch.nn.functional.cross_entropy(
+            logits[sample.length - 1 : -1], torch.tensor(target), reduction="none"
+        )
+        expected += float((losses * torch.tensor(_weights(policy, target))).sum().detach())
     with torch.no_grad():
-        torch.testing.assert_close(_loss(policy, batch), _loss(policy, wider))
+        assert float(_loss(policy, pairs)) == pytest.approx(expected, rel=1e-9)
+
+
+def test_an_observation_weighs_less_beside_its_answer_and_fully_alone():
+    policy = build_policy(TINY)
+    end = policy.processor.eos_ids[0]
+    alone = [*policy.processor.encode("<observe>red</observe>"), end]
+    assert _weights(policy, alone) == [1.0] * len(alone)
+    seen = policy.processor.encode("<observe>red")
+    rest = policy.processor.encode("</observe><think>red</think><answer>3</answer>")
+    weights = _weights(policy, [*seen, *rest, end])
+    assert weights == [OBSERVATION_WEIGHT] * len(seen) + [1.0] * (len(rest) + 1)
+
+
+def test_workers_share_a_batch_and_its_gradient_stays_what_it_is():
+    policy = build_policy(TINY)
+    policy.model.double()
+    pairs = pairs_of(policy, 5, prompts=("think", "observe"))
+    normalizer = sum(sum(_weights(policy, target)) for _, target in pairs)
+    (_loss(policy, pairs) / normalizer).backward()
+    expected = [parameter.grad for parameter in policy.model.parameters()]
+    for parts in (1, 2, 3, 8):
+        with ThreadPoolExecutor(2) as workers:
+            loss = _backward(policy, pairs, workers, parts)
+        assert loss == pytest.approx(float(_loss(policy, pairs)) / normalizer, rel=1e-9)
+        for parameter, gradient in zip(policy.model.parameters(), expected, strict=True):
+            torch.testing.assert_close(parameter.grad, gradient, rtol=1e-9, atol=1e-12)
 
 
 def test_every_batch_mixes_prompts_and_the_pool_mixes_abilities():
@@ -154,13 +182,10 @@ def asked(question):
 def responses_of(policy, target):
     """A batch of prompts and responses as text."""
     pool = _pool(TINY)
-    batch = next(_batches(policy, pool, TINY, random.Random(3), target))
-    texts = []
-    for tokens, labels in zip(batch.token_ids_BL, batch.labels_BL, strict=True):
-        learned = labels != -100
-        first = int(learned.nonzero()[0])
-        prompt, response = tokens[:first].tolist(), labels[learned].tolist()
-        texts.append(tuple(map(policy.processor.decode, (prompt, response[:-1]))))
+    texts = [
+        (policy.processor.decode(sample.token_ids_L.tolist()), policy.processor.decode(tokens[:-1]))
+        for sample, tokens in next(_batches(policy, pool, TINY, random.Random(3), target))
+    ]
     return pool, texts
 
 

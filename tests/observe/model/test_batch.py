@@ -4,7 +4,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from observe.model.batch import micro_batches, pack
+from observe.model.batch import micro_batches, pack, pack_sharing_prefixes
 from observe.model.processor import Sample
 
 
@@ -56,6 +56,51 @@ def test_prompts_alone_without_images_have_neither_pixels_nor_targets():
     assert batch.pixels_RD.shape[0] == 0
     assert batch.grid_I3.shape == (0, 3)
     assert len(batch.targets_K) == len(batch.completion_lengths) == 0
+
+
+IMAGE = 9
+
+
+def prompt(tokens, images=0):
+    return Sample(
+        token_ids_L=torch.tensor(tokens),
+        positions_3L=torch.arange(len(tokens)).expand(3, -1),
+        pixels_RD=torch.full((4 * images, 6), float(tokens[-1])) if images else torch.zeros(0, 0),
+        grid_I3=torch.tensor([[1, 2, 2]] * images) if images else torch.zeros(0, 3).long(),
+    )
+
+
+def test_prompts_that_begin_alike_share_what_stands_before_their_first_image():
+    one, two, other = prompt([1, 2, IMAGE, 3], 1), prompt([1, 2, IMAGE, 4], 1), prompt([5, 6, 7])
+    row = pack_sharing_prefixes([one, other, two], image_pad_id=IMAGE)
+    assert row.batch.token_ids_1S.tolist() == [[1, 2, 5, IMAGE, 3, IMAGE, 4, 6, 7]]
+    assert row.batch.layout.prompts.lengths == [2, 1]
+    assert row.batch.layout.completions.lengths == [2, 2, 2]
+    assert row.batch.layout.groups.lengths == [4, 2]
+    assert row.order == [0, 2, 1]
+    assert row.batch.pixels_RD[:, 0].tolist() == [3.0] * 4 + [4.0] * 4
+    assert row.prompts.lengths == [4, 3, 4]
+    tokens = row.batch.token_ids_1S[0, row.rows_T].tolist()
+    assert tokens == [1, 2, IMAGE, 3, 5, 6, 7, 1, 2, IMAGE, 4]
+    positions = row.batch.positions_31S[:, 0, row.rows_T]
+    assert torch.equal(positions, torch.cat([s.positions_3L for s in (one, other, two)], dim=1))
+
+
+def test_targets_stand_behind_their_prompts_and_are_predicted_by_the_token_before():
+    samples = [prompt([1, 2, IMAGE, 3], 1), prompt([5, 6, 7]), prompt([1, 2, IMAGE, 4], 1)]
+    row = pack_sharing_prefixes(samples, [[10, 11], [12], []], image_pad_id=IMAGE)
+    assert row.batch.token_ids_1S.tolist() == [[1, 2, 5, IMAGE, 3, 10, IMAGE, 4, 6, 7]]
+    assert row.batch.targets_K.tolist() == [10, 11, 12]
+    assert row.batch.predictors_K.tolist() == [4, 5, 9]
+    assert row.batch.completion_lengths == [2, 0, 1]
+    assert row.batch.positions_31S[0, 0].tolist() == [0, 1, 0, 2, 3, 4, 2, 3, 1, 2]
+
+
+def test_a_prompt_of_a_single_token_is_its_own_beginning():
+    row = pack_sharing_prefixes([prompt([4]), prompt([4])], [[7, 8], [9]], image_pad_id=IMAGE)
+    assert row.batch.token_ids_1S.tolist() == [[4, 7]]
+    assert row.batch.predictors_K.tolist() == [0, 1, 0]
+    assert row.rows_T.tolist() == [0, 0]
 
 
 GROUPS = st.lists(
