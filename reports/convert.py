@@ -22,13 +22,12 @@ from typing import Any, Literal
 import pandas as pd
 from jsonargparse import ArgumentParser, set_parsing_settings
 
-from reports.tables import MEASURES, TableError, read_tables
+from reports.tables import KINDS, MEASURES, TableError, read_tables
 
 METRICS = ("acc", "exact_match", "accuracy", "acc_norm", "score", "relaxed_accuracy")
 """Metrics of lm-eval that are looked for, in this order, when none is named."""
 ITEM = ["run", "suite", "benchmark", "item", "cluster", "attempt", "condition", "score"]
 EXTRA = [*MEASURES, "reason", "answer", "seconds", "type", "level", "difficulty"]
-KINDS = ("cell", "base", "variant")
 NUMBERS = (*MEASURES, "seed", "attempt", "seconds")
 """Columns of a CSV that hold numbers."""
 MISSING = ["", "NA", "N/A", "NaN", "nan", "null", "None"]

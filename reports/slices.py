@@ -55,9 +55,11 @@ def _labels(analysis: Analysis, once: pd.DataFrame, column: str) -> dict[Benchma
     value = once[column]
     if value.notna().sum() == 0:
         return {}
+    if pd.api.types.is_float_dtype(value):
+        value = value.where(np.isfinite(value))
     if pd.api.types.is_numeric_dtype(value) and value.nunique() > MOST_VALUES:
         cut = pd.qcut(value, BINS, duplicates="drop")
-        value = cut.map(lambda b: f"{b.left:.3g} to {b.right:.3g}").astype(object)
+        value = cut.map(lambda b: f"{b.left:.3g} to {b.right:.3g}", na_action="ignore")
     once = once.assign(slice=value.astype(object))
     return {
         (str(suite), str(name)): part.set_index("item")["slice"].reindex(
