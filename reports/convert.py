@@ -252,6 +252,12 @@ def _arms(names: list[str], config: ConvertConfig) -> tuple[dict[str, Any], pd.D
     if cells.empty:
         raise TableError(config.arms or "arms", "kind", "no arm is a cell: all are base or variant")
     control = config.control or str(cells["arm"].iloc[0])
+    if taken := [name for name in ("run", "seed", "code") if name in table.columns]:
+        raise TableError(
+            config.arms or "arms",
+            f"column {taken[0]}",
+            "is of runs and no factor; drop it or give it another name",
+        )
     factors: dict[str, Any] = {}
     for name in [c for c in table.columns if c not in ("arm", "kind", "prompt")]:
         levels = list(dict.fromkeys(cells[name].dropna()))
