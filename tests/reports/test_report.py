@@ -17,6 +17,7 @@ from reports.analysis import Settings
 from reports.build import build_report, main, results_of
 from reports.configs import variant_role
 from reports.example import Made, write_example
+from reports.example import main as make_example
 from reports.labels import holds
 from reports.render import BAR, glance
 from reports.samples import samples, segments
@@ -529,6 +530,24 @@ def test_bad_input_names_file_key_and_remedy(
     assert main([str(tmp_path), "--format", "html"]) == 2
     assert re.match(f"error: .*{message}", capsys.readouterr().err)
     assert not (tmp_path / "report").exists()
+
+
+def test_asking_the_example_for_help_writes_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit, match="0"):
+        make_example(["--help"])
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_correction_counts_the_effects_that_were_tested(made: Write) -> None:
+    tables = made(Made(effects={"format": 0.3, "bonus": 0.0}, clusters=6, seeds=(0, 1)))
+    results = results_of(tables, Settings())
+    assert "correction over the 2 main effects" in verdict(tables, results)[0]
+    unknown = {"estimable": False, "why": "x", "p": None, "p_adjusted": None}
+    lost = [row | (unknown if row["factor"] == "bonus" else {}) for row in results["effects"]]
+    assert "over the 2 main" not in verdict(tables, results | {"effects": lost})[0]
 
 
 def test_the_command_end_to_end(example: Path, tmp_path: Path) -> None:
