@@ -151,7 +151,9 @@ Rows = Iterator[tuple[dict[str, Any] | BadRow, Path | None]]
 def local_rows(path: Path, known: Benchmark) -> Rows:
     """Rows of all JSONL or else parquet files of a folder, in the order of their names.
 
-    Of parquet files named by split only those of the benchmark's are read.
+    Of parquet files named by split only those of the benchmark's are read, and of those that lie in
+    folders named by configuration, as on the Hub: another one may hold the same questions in
+    Chinese, or with other options.
     """
     if path.is_file():
         yield from _jsonl_rows(path)
@@ -162,6 +164,8 @@ def local_rows(path: Path, known: Benchmark) -> Rows:
     if tables:
         return
     parquet = sorted(path.rglob("*.parquet"))
+    of_config = [one for one in parquet if {*one.relative_to(path).parts[:-1]} & set(known.configs)]
+    parquet = of_config or parquet
     of_split = [one for one in parquet if re.match(rf"{re.escape(known.split)}(?!\w)", one.name)]
     if not parquet:
         raise InputError(f"{path}: neither *.jsonl nor *.parquet in it")
