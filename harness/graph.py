@@ -41,7 +41,7 @@ KINDS: dict[str, Kind] = {
     "base": Kind(function="observe.base:stage", version=3),
     "ladder": Kind(function="observe.data.ladder:stage", version=3),
     "train": Kind(function="observe.train:stage", version=3),
-    "evaluate": Kind(function="benchmarks.evaluate:stage", version=3),
+    "evaluate": Kind(function="benchmarks.evaluate:stage", version=4),
 }
 """The stage kinds, in the order of the pipeline."""
 
