@@ -126,8 +126,8 @@ def find_folder(benchmark: str, data_dir: str) -> Path:
         parts = [part.partition("=") for part in data_dir.split(",") if "=" in part]
         pairs = {name.strip(): folder.strip() for name, _, folder in parts}
         named = pairs.get(benchmark)
-        if named is None or not Path(named).exists():
-            problem = "not named" if named is None else f"{named}: no such folder"
+        if not named or not Path(named).exists():
+            problem = f"{named}: no such folder" if named else "not named"
             raise InputError(f"data_dir: {benchmark}: {problem}; give {benchmark}=FOLDER")
         return Path(named)
     root = Path(data_dir)

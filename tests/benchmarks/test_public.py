@@ -14,6 +14,7 @@ from PIL import Image
 
 from benchmarks import rows
 from benchmarks.adapters import ADAPTERS, BadRow, Row, split_options
+from benchmarks.config import EvaluateConfig
 from benchmarks.controls import conditions, permutable, rotated
 from benchmarks.docs import chance, fingerprint, images, relaxed, request, to_question
 from benchmarks.evaluate import TASKS, read_suites
@@ -393,3 +394,14 @@ def test_real_rows_load_completely_and_can_be_judged(name, items):
         [request(q, f"<answer>{q.gold}</answer>", public=True) for q in questions]
     )
     assert [verdict.correct for verdict in verdicts] == [True] * items
+
+
+def test_a_folder_that_is_not_said_is_not_the_current_one():
+    with pytest.raises(InputError, match="mmstar: not named; give mmstar=FOLDER"):
+        rows.find_folder("mmstar", "mmstar=")
+
+
+@pytest.mark.parametrize("temperature", [-1.0, float("nan"), float("inf")])
+def test_a_temperature_is_a_number(temperature):
+    with pytest.raises(InputError, match="temperature: expected 0 or more"):
+        EvaluateConfig(temperature=temperature)
