@@ -24,8 +24,9 @@ MOST_CLUSTERS = 12
 def slices(analysis: Analysis) -> list[Row]:
     """Main effects, and the reference's gain over its base, in every slice of every suite.
 
-    A slice has at least 20 items; of a column with more than twelve values the most common. One
-    family, adjusted by Benjamini and Hochberg, for each column and suite. Clusters: `_clusters`.
+    A slice has at least 20 items, all suites together; of a column with more than twelve values the
+    most common. One family, adjusted by Benjamini and Hochberg, for each column and suite.
+    Clusters: `_clusters`.
     """
     columns = [name for name in (*SLICED, "cluster") if name in analysis.tables.items.columns]
     key = ["suite", "benchmark", "item"]
