@@ -340,7 +340,13 @@ def mmstar(row: Row) -> Question:
 
 
 def mmbench(row: Row) -> Question:
-    """MMBench: options in fields A to D, and a hint before the question where there is one."""
+    """MMBench: options in fields A to D, and a hint before the question where there is one.
+
+    The Hub's rows are those of CircularEval: a question stands there once for each turn of its
+    options, the turned ones a multiple of 1,000,000 further on in `index`.
+    """
+    index = row.text("index")
+    question = str(row.integer("index") % 1_000_000) if index.isdecimal() else index
     options = []
     for letter in ascii_uppercase[:MAX_OPTIONS]:
         if not row.has(letter):
@@ -348,13 +354,14 @@ def mmbench(row: Row) -> Question:
         options.append(row.text(letter))
     return _question(
         row,
-        id=row.text("index"),
+        id=index,
         text=_joined(row.text("hint", default=""), row.text("question")),
         options=_required(options, "A, B"),
         gold=_letter(row.text("answer"), options),
         answer_type="choice",
         images=row.images("image"),
         family=row.text("category", default=""),
+        metadata={"groups": {"question": question}},
     )
 
 

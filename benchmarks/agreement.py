@@ -76,7 +76,10 @@ def _mean(scores: Sequence[int | None]) -> float | None:
 def _read(folder: Path) -> dict[tuple[Any, ...], dict[str, Any]]:
     """Key -> score, response and question; an item of several suites once."""
     items = {_key(row): row for row in _rows(folder / "items.jsonl")}
-    responses = {_key(row): row["response"] for row in _rows(folder / "responses.jsonl")}
+    texts = _rows(folder / "responses.jsonl")
+    if (asked_again := folder / "control_responses.jsonl").exists():
+        texts += _rows(asked_again)
+    responses = {_key(row): row["response"] for row in texts}
     questions = {
         (row["benchmark"], row["item"]): [row["question"], row["options"], row["gold"]]
         for row in _rows(folder / "questions.jsonl")

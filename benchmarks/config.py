@@ -1,5 +1,6 @@
 """Settings of an evaluation. Light on purpose: the planner resolves many of these."""
 
+import math
 from dataclasses import dataclass
 from typing import Literal
 
@@ -52,7 +53,7 @@ class EvaluateConfig(SamplerConfig):
                 raise InputError(f"{key}: expected at least {least}, got {getattr(self, key)}")
         if self.limit is not None and self.limit < 1:
             raise InputError(f"limit: expected at least 1, or null for all, got {self.limit}")
-        if self.temperature < 0:
+        if not 0 <= self.temperature < math.inf:
             raise InputError(f"temperature: expected 0 or more, got {self.temperature}")
         if self.samples > 1 and self.temperature == 0:
             raise InputError("samples: more than one needs a temperature above 0")

@@ -19,8 +19,10 @@ Doc = dict[str, Any]
 # Options that speak of others lose their sense when their order changes; so do bare letters.
 _FIXED_OPTION = re.compile(
     r"\b(?:[Aa]ll|[Nn]one|[Bb]oth|[Nn]either|[Ee]ither|[Aa]ny) of (?:the|them|these)\b|\babove\b"
-    r"|\(?\b[A-J]\)?\s*(?:and|or|&|,)\s*\(?[A-J]\b|^\W*[A-J]\W*$|<image\s?\d>"
+    r"|\(?\b[A-J]\)?\s*(?:and|or|&|,)\s*\(?[A-J]\b|^\W*[A-J]\W*$"
 )
+# As the adapters name images, and the panels of a single one, which may bear letters.
+_PANEL = re.compile(r"\(image \d+\)")
 
 
 def conditions(controls: Sequence[Control], docs: Sequence[Doc]) -> dict[str, list[Doc]]:
@@ -43,11 +45,15 @@ def conditions(controls: Sequence[Control], docs: Sequence[Doc]) -> dict[str, li
 
 
 def permutable(doc: Doc) -> bool:
-    """Whether its options may stand in another order: none speaks of another one or of a letter."""
+    """Whether its options may stand in another order.
+
+    None may speak of another one or of a letter, or name a panel of the question's only image.
+    """
+    fixed = [_FIXED_OPTION] if len(doc["images"]) > 1 else [_FIXED_OPTION, _PANEL]
     return (
         doc["answer_type"] == "choice"
         and len(doc["options"]) > 1
-        and not any(_FIXED_OPTION.search(option) for option in doc["options"])
+        and not any(mark.search(option) for mark in fixed for option in doc["options"])
     )
 
 

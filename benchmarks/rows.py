@@ -126,8 +126,8 @@ def find_folder(benchmark: str, data_dir: str) -> Path:
         parts = [part.partition("=") for part in data_dir.split(",") if "=" in part]
         pairs = {name.strip(): folder.strip() for name, _, folder in parts}
         named = pairs.get(benchmark)
-        if named is None or not Path(named).exists():
-            problem = "not named" if named is None else f"{named}: no such folder"
+        if not named or not Path(named).exists():
+            problem = f"{named}: no such folder" if named else "not named"
             raise InputError(f"data_dir: {benchmark}: {problem}; give {benchmark}=FOLDER")
         return Path(named)
     root = Path(data_dir)
@@ -151,7 +151,9 @@ Rows = Iterator[tuple[dict[str, Any] | BadRow, Path | None]]
 def local_rows(path: Path, known: Benchmark) -> Rows:
     """Rows of all JSONL or else parquet files of a folder, in the order of their names.
 
-    Of parquet files named by split only those of the benchmark's are read.
+    Of parquet files named by split only those of the benchmark's are read, and of those that lie in
+    folders named by configuration, as on the Hub: another one may hold the same questions in
+    Chinese, or with other options.
     """
     if path.is_file():
         yield from _jsonl_rows(path)
@@ -162,6 +164,8 @@ def local_rows(path: Path, known: Benchmark) -> Rows:
     if tables:
         return
     parquet = sorted(path.rglob("*.parquet"))
+    of_config = [one for one in parquet if {*one.relative_to(path).parts[:-1]} & set(known.configs)]
+    parquet = of_config or parquet
     of_split = [one for one in parquet if re.match(rf"{re.escape(known.split)}(?!\w)", one.name)]
     if not parquet:
         raise InputError(f"{path}: neither *.jsonl nor *.parquet in it")

@@ -155,7 +155,7 @@ def as_csv(results: Row) -> str:
 def _flat(value: Any) -> Any:
     """A list as words; text that a spreadsheet would run as a formula as the text it is."""
     if isinstance(value, list):
-        return " ".join(map(str, value))
+        value = " ".join(map(str, value))
     if isinstance(value, str) and value[:1] in tuple("=+-@\t\r"):
         return f"'{value}"
     return value

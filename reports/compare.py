@@ -206,7 +206,9 @@ def _same_base(sides: tuple[Tables, Tables]) -> dict[str, Any]:
             for side in sides
         )
         found += 1
-        if ((one - other.reindex(one.index)).abs() > ALIKE).any():
+        other = other.reindex(one.index)
+        # Scored in one of them alone is not alike either.
+        if ((one - other).abs() > ALIKE).any() or (one.isna() != other.isna()).any():
             differ.append(arm)
     if not found:
         return {"check": check, "ok": None, "detail": "no base in both"}
@@ -256,7 +258,7 @@ def _rows(
 
 
 def _responses(names: tuple[str, str], sides: tuple[Tables, Tables], folder: Path) -> None:
-    """Responses file by file, batch by batch: they can be larger than memory."""
+    """Normal responses file by file, batch by batch: they can be larger than memory."""
     files = [side.responses.file for side in sides if side.responses is not None]
     if len(files) < 2:
         return
@@ -266,8 +268,14 @@ def _responses(names: tuple[str, str], sides: tuple[Tables, Tables], folder: Pat
     )
     with pq.ParquetWriter(folder / "responses.parquet", kinds) as writer:
         for name, file in zip(names, files, strict=True):
-            for batch in pq.ParquetFile(file).iter_batches(columns=columns):
-                table = pa.Table.from_batches([batch]).select(columns).cast(kinds)
+            source = pq.ParquetFile(file)
+            known = [n for n in (*columns, "condition") if n in source.schema_arrow.names]
+            for batch in source.iter_batches(columns=known):
+                table = pa.Table.from_batches([batch])
+                if "condition" in known:
+                    normal = pc.equal(table["condition"].cast(pa.string()), "normal")
+                    table = table.filter(pc.fill_null(normal, True))
+                table = table.select(columns).cast(kinds)
                 run = pc.binary_join_element_wise(f"{name}: ", table["run"], "")
                 writer.write_table(table.set_column(0, "run", run))
 
@@ -277,11 +285,19 @@ def _questions(sides: tuple[Tables, Tables], folder: Path) -> None:
     for side in sides:
         if side.questions is None:
             continue
-        side.questions.to_parquet(folder / "questions.parquet", index=False)
         root = side.folder.resolve()
+        images: dict[Any, str] = {}
         for image in side.questions["image"].dropna().unique():
-            source, target = (root / str(image)).resolve(), folder / str(image)
+            source = (root / str(image)).resolve()
             if source.is_relative_to(root) and source.exists():
+                # However it was named (an absolute path, too), it lies in the new folder now.
+                images[image] = source.relative_to(root).as_posix()
+                target = folder / images[image]
                 target.parent.mkdir(parents=True, exist_ok=True)
                 shutil.copyfile(source, target)
+        known = side.questions["image"]
+        named = side.questions.assign(
+            image=known.map(images).where(known.isin(list(images)), known)
+        )
+        named.to_parquet(folder / "questions.parquet", index=False)
         return

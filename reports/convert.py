@@ -22,13 +22,12 @@ from typing import Any, Literal
 import pandas as pd
 from jsonargparse import ArgumentParser, set_parsing_settings
 
-from reports.tables import MEASURES, TableError, read_tables
+from reports.tables import KINDS, MEASURES, TableError, read_tables
 
 METRICS = ("acc", "exact_match", "accuracy", "acc_norm", "score", "relaxed_accuracy")
 """Metrics of lm-eval that are looked for, in this order, when none is named."""
 ITEM = ["run", "suite", "benchmark", "item", "cluster", "attempt", "condition", "score"]
 EXTRA = [*MEASURES, "reason", "answer", "seconds", "type", "level", "difficulty"]
-KINDS = ("cell", "base", "variant")
 NUMBERS = (*MEASURES, "seed", "attempt", "seconds")
 """Columns of a CSV that hold numbers."""
 MISSING = ["", "NA", "N/A", "NaN", "nan", "null", "None"]
@@ -253,6 +252,12 @@ def _arms(names: list[str], config: ConvertConfig) -> tuple[dict[str, Any], pd.D
     if cells.empty:
         raise TableError(config.arms or "arms", "kind", "no arm is a cell: all are base or variant")
     control = config.control or str(cells["arm"].iloc[0])
+    if taken := [name for name in ("run", "seed", "code") if name in table.columns]:
+        raise TableError(
+            config.arms or "arms",
+            f"column {taken[0]}",
+            "is of runs and no factor; drop it or give it another name",
+        )
     factors: dict[str, Any] = {}
     for name in [c for c in table.columns if c not in ("arm", "kind", "prompt")]:
         levels = list(dict.fromkeys(cells[name].dropna()))

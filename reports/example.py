@@ -7,7 +7,6 @@ tests plant effects here and ask the statistics for them back.
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import product
@@ -16,6 +15,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+from jsonargparse import ArgumentParser
 from PIL import Image, ImageDraw
 
 SUITES = {"reasoning": ["count", "compare"], "general": ["colour", "existence"]}
@@ -327,11 +327,14 @@ def _ladder(generator: np.random.Generator) -> pd.DataFrame:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Write the example into the folder named on the command line."""
-    given = list(sys.argv[1:] if arguments is None else arguments)
-    if len(given) != 1:
-        print("usage: python -m reports.example DIR", file=sys.stderr)
-        return 2
-    print(write_example(Path(given[0])) / "results")
+    parser = ArgumentParser(
+        prog="python -m reports.example",
+        description="Result tables of a made-up sweep with known effects: python -m reports DIR "
+        "reports them.",
+    )
+    parser.add_argument("dir", type=Path, help="folder that gets results/")
+    given = parser.parse_args(None if arguments is None else list(arguments))
+    print(write_example(given.dir) / "results")
     return 0
 
 

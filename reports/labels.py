@@ -10,6 +10,11 @@ LONGEST = 48
 """Characters of a name in a figure."""
 
 
+def percent_of(confidence: float) -> str:
+    """A confidence as a reader knows it: 95%, 99.9%, never rounded to 100%."""
+    return f"{100 * confidence:.10g}%"
+
+
 def holds(correction: str, confidence: float) -> str:
     """What a star after a number says: that its effect is there, all tests considered or not."""
     if correction == "none":

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from reports.analysis import Row
-from reports.labels import full_label, holds
+from reports.labels import full_label, holds, percent_of
 from reports.text import tex
 from reports.validity import points
 
@@ -20,7 +20,7 @@ def latex(context: dict[str, Any]) -> str:
     """Arms, main effects, interactions, parts and contrasts as LaTeX tables."""
     results, tables = context["results"], context["tables"]
     alpha = 1 - results["confidence"]
-    level = f"{results['confidence']:.0%}"
+    level = percent_of(results["confidence"])
     suites = list(tables.suites)
     stars = f"*: {holds(results['correction'], results['confidence'])}. {level} intervals."
     found = [

@@ -248,11 +248,12 @@ def _families(tables: Tables) -> list[tuple[str, list[tuple[str, str]]]]:
     """Pairs of arms to compare, by family: each family has its own correction, each pair one."""
     trained, variants = tables.arms("cell"), tables.arms("variant")
     known = set(tables.arm_of.values())
-    planned = [
+    named = [
         (str(entry["arm"]), str(entry["against"]))
         for entry in tables.sweep.get("planned_contrasts") or []
-        if {str(entry["arm"]), str(entry["against"])} <= known
     ]
+    # A pair that is named twice is one test; an arm against itself is none.
+    planned = [pair for pair in dict.fromkeys(named) if set(pair) <= known and len(set(pair)) == 2]
     bases = [(arm, tables.base_of(arm)) for arm in trained]
     variant_bases = [(arm, tables.base_of(arm)) for arm in variants]
     reference = tables.reference

@@ -34,10 +34,14 @@ def add_one_in(analysis: Analysis) -> list[Row]:
 
 
 def _reference(analysis: Analysis) -> Levels:
+    """The reference's level of every factor; empty where that of one is not known."""
     tables = analysis.tables
     if tables.runs_of(tables.reference):
-        return tables.levels_of(tables.reference)
-    return {str(k): str(v) for k, v in (tables.sweep.get("reference") or {}).items()}
+        levels = tables.levels_of(tables.reference)
+    else:
+        levels = {str(k): str(v) for k, v in (tables.sweep.get("reference") or {}).items()}
+    names = [factor.name for factor in tables.factors]
+    return {name: levels[name] for name in names} if set(names) <= set(levels) else {}
 
 
 def _without(analysis: Analysis, levels: Levels, name: str) -> Levels:

@@ -23,7 +23,7 @@ from reports.figures.ladder import ladder
 from reports.figures.search import parallel, search
 from reports.figures.slices import slices
 from reports.figures.style import Drawing
-from reports.labels import effect_label, full_label, holds
+from reports.labels import effect_label, full_label, holds, percent_of
 from reports.samples import samples
 from reports.tables import Tables
 from reports.text import finalize, markdown
@@ -96,6 +96,8 @@ def _environment(*, html: bool) -> Environment:
         seconds=duration,
         cell=markdown,
         breakable=breakable,
+        level=percent_of,
+        sentence=sentence,
     )
     return environment
 
@@ -124,6 +126,11 @@ def duration(value: float | None) -> str:
 def breakable(text: str) -> str:
     """An arm's long name may break after each plus."""
     return re.sub(r"\+(?=[^\W\d])", "+\u200b", text)
+
+
+def sentence(text: str) -> str:
+    """The text with a capital first letter; names within it stay as they are."""
+    return text[:1].upper() + text[1:]
 
 
 def document(tables: Tables, results: Row) -> Document:

@@ -24,8 +24,9 @@ MOST_CLUSTERS = 12
 def slices(analysis: Analysis) -> list[Row]:
     """Main effects, and the reference's gain over its base, in every slice of every suite.
 
-    A slice has at least 20 items; of a column with more than twelve values the most common. One
-    family, adjusted by Benjamini and Hochberg, for each column and suite. Clusters: `_clusters`.
+    A slice has at least 20 items, all suites together; of a column with more than twelve values the
+    most common. One family, adjusted by Benjamini and Hochberg, for each column and suite.
+    Clusters: `_clusters`.
     """
     columns = [name for name in (*SLICED, "cluster") if name in analysis.tables.items.columns]
     key = ["suite", "benchmark", "item"]
@@ -55,9 +56,11 @@ def _labels(analysis: Analysis, once: pd.DataFrame, column: str) -> dict[Benchma
     value = once[column]
     if value.notna().sum() == 0:
         return {}
+    if pd.api.types.is_float_dtype(value):
+        value = value.where(np.isfinite(value))
     if pd.api.types.is_numeric_dtype(value) and value.nunique() > MOST_VALUES:
         cut = pd.qcut(value, BINS, duplicates="drop")
-        value = cut.map(lambda b: f"{b.left:.3g} to {b.right:.3g}").astype(object)
+        value = cut.map(lambda b: f"{b.left:.3g} to {b.right:.3g}", na_action="ignore")
     once = once.assign(slice=value.astype(object))
     return {
         (str(suite), str(name)): part.set_index("item")["slice"].reindex(

@@ -33,6 +33,9 @@ COLUMNS = {
 }
 """The columns without which a table cannot be used; others are read when they are there."""
 
+KINDS = ("cell", "variant", "base")
+"""What a run can be: part of the design, a placebo or second seed, the untrained model."""
+
 LISTS = {
     "cells": {"arm", "seed"},
     "planned_contrasts": {"arm", "against"},
@@ -240,8 +243,11 @@ def read_tables(directory: Path) -> Tables:
     if "curves" in optional:
         optional["curves"] = _checked_curves(folder / "curves.parquet", optional["curves"], runs)
     if "ladder" in optional:
-        numbers = ("order_index", "difficulty", "complexity")
-        _numbers(folder / "ladder.parquet", optional["ladder"], *numbers)
+        numbers = ["order_index", "difficulty", "complexity"]
+        optional["ladder"] = _numbers(folder / "ladder.parquet", optional["ladder"], *numbers)
+    if "stages" in optional:
+        numbers = [name for name in ("seconds", "gpu_hours") if name in optional["stages"].columns]
+        optional["stages"] = _numbers(folder / "stages.parquet", optional["stages"], *numbers)
     responses = folder / "responses.parquet"
     if responses.exists():
         _check_columns(responses, _schema(responses).names, COLUMNS["responses"])
@@ -298,6 +304,12 @@ def _read_sweep(file: Path) -> dict[str, Any]:
     for suite, names in sweep["suites"].items():
         if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
             raise TableError(file, f"suites.{suite}", "expected a list of benchmarks")
+        if len(set(names)) < len(names):
+            raise TableError(file, f"suites.{suite}", "names a benchmark twice; name each once")
+    if "all" in sweep["suites"] and len(sweep["suites"]) > 1:
+        raise TableError(
+            file, "suites.all", "is what the mean of all suites is called; give it another name"
+        )
     for key, fields in LISTS.items():
         rows = sweep.get(key) or []
         if not isinstance(rows, list) or not all(
@@ -308,6 +320,9 @@ def _read_sweep(file: Path) -> dict[str, Any]:
     for key in ("provenance", "aliases", "reference", "search", "joined"):
         if not isinstance(sweep.get(key) or {}, dict):
             raise TableError(file, key, "expected a mapping under this key")
+    for effect, others in (sweep.get("aliases") or {}).items():
+        if not isinstance(others, list) or not all(isinstance(other, str) for other in others):
+            raise TableError(file, f"aliases.{effect}", "expected a list of effects")
     return sweep
 
 
@@ -432,9 +447,11 @@ def _read_runs(file: Path, factors: tuple[Factor, ...]) -> pd.DataFrame:
     for column in ("run", "arm"):
         if runs[column].isna().any():
             raise TableError(file, column, "is null in some row; every row needs it")
-    _numbers(file, runs, "seed")
+    runs = _numbers(file, runs, "seed")
     if "kind" not in runs.columns:
         runs["kind"] = ["base" if str(arm).startswith("base/") else "cell" for arm in runs["arm"]]
+    for kind in runs.loc[~runs["kind"].isin(KINDS), "kind"]:
+        raise TableError(file, f"kind = {kind!r}", f"expected one of {', '.join(KINDS)}")
     for factor in factors:
         known = runs[factor.name].dropna().astype(str)
         for level in sorted(set(known) - set(factor.levels)):
@@ -446,6 +463,16 @@ def _read_runs(file: Path, factors: tuple[Factor, ...]) -> pd.DataFrame:
         lacking = runs.loc[(runs["kind"] == "cell") & runs[factor.name].isna(), "run"]
         if len(lacking):
             raise TableError(file, factor.name, f"run {lacking.iloc[0]} is a cell without a level")
+    for column in ("kind", "prompt", *(factor.name for factor in factors)):
+        counts = runs.groupby("arm")[column].nunique(dropna=False)
+        for arm in counts.index[counts > 1]:
+            found = runs.loc[runs["arm"] == arm, column].unique()
+            raise TableError(
+                file,
+                f"arm {arm}",
+                f"has runs of {column} {' and '.join(map(str, found))}; runs of one arm differ in "
+                "their seed alone, so give each its own arm",
+            )
     return runs.assign(run=runs["run"].astype(str)).set_index("run")
 
 
@@ -515,13 +542,15 @@ def _by_condition(file: Path, items: pd.DataFrame) -> tuple[pd.DataFrame, pd.Dat
     return items[normal], others
 
 
-def _numbers(file: Path, table: pd.DataFrame, *columns: str) -> None:
-    """Raises TableError unless these columns hold numbers or nulls."""
+def _numbers(file: Path, table: pd.DataFrame, *columns: str) -> pd.DataFrame:
+    """The table with these columns as numbers; raises TableError where one holds anything else."""
+    found = {}
     for column in columns:
         try:
-            pd.to_numeric(table[column])
+            found[column] = pd.to_numeric(table[column])
         except (TypeError, ValueError) as error:
             raise TableError(file, column, f"expected numbers or null ({error})") from error
+    return table.assign(**found)
 
 
 def _checked_curves(file: Path, curves: pd.DataFrame, runs: pd.DataFrame) -> pd.DataFrame:

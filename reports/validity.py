@@ -56,7 +56,9 @@ def missing_runs(tables: Tables) -> list[str]:
 
 def _seed(value: Any) -> str:
     """A seed's name, the same from JSON and from a column that also holds nulls."""
-    return "-" if value is None or pd.isna(value) else f"{value:g}"
+    if value is None or pd.isna(value):
+        return "-"
+    return str(int(value)) if isinstance(value, float) and value.is_integer() else str(value)
 
 
 def _missing_runs(tables: Tables) -> Check:
@@ -87,10 +89,12 @@ def _same_items(tables: Tables) -> Check:
     key = ["benchmark", "run"]
     once = tables.items[[*key, "item"]].drop_duplicates()
     counts = once.groupby(key, observed=True).size().unstack(0)
+    # As many items are not yet the same ones: a run that has all of them has as many as all runs.
+    whole = once.groupby("benchmark", observed=True)["item"].nunique()
     name = "all runs answered the same items"
-    uneven = [str(column) for column in counts if counts[column].dropna().nunique() > 1]
+    uneven = [str(column) for column in counts if (counts[column] < whole[column]).any()]
     if uneven:
-        return name, False, f"runs have different numbers of items in {', '.join(uneven)}"
+        return name, False, f"runs were asked different items of {', '.join(uneven)}"
     return name, True, f"{int(counts.max().sum())} items in {counts.shape[1]} benchmarks"
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from reports.analysis import Row
-from reports.labels import full_label
+from reports.labels import full_label, percent_of
 from reports.tables import Tables
 from reports.validity import points
 
@@ -80,8 +80,13 @@ def _answer(results: Row, suites: list[str]) -> str:
     for why, names in unknown.items():
         sentences.append(f"No factor's effect on {_join(names)} is estimable: {why}.")
     if any(clear for _, clear in said):
-        count = len(_effects(results, suites[0]))
-        how = f"Intervals: {results['confidence']:.0%}, over runs"
+        # Those that are not estimable have no test, and are not corrected for.
+        count = max(
+            sum(row["estimable"] for row in _effects(results, suite))
+            for suite, (_, clear) in zip(suites, said, strict=True)
+            if clear
+        )
+        how = f"Intervals: {percent_of(results['confidence'])}, over runs"
         if results["correction"] != "none" and count > 1:
             how += f"; what helps or harms stands after {results['correction'].capitalize()}'s "
             how += f"correction over the {count} main effects of its suite"

@@ -229,4 +229,5 @@ def _table(heads: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
 def _cell(value: Any) -> str:
     if isinstance(value, int):
         return f"{value:,}"
-    return str(value).replace("|", "\\|").replace("\n", " ")
+    # Kinds of questions come from data sets: no markup, wherever the card is shown.
+    return " ".join(str(value).splitlines()).replace("|", "\\|").replace("<", "&lt;")

@@ -221,7 +221,8 @@ def _checked(row: Row) -> Row:
         raise Rejected("options", "an option is empty or no text")
     if found := VISION_TOKEN.search(" ".join((row.text, *row.options))):
         raise Rejected("vision_token", f"the text holds {found[0]}, which stands for pixels")
-    if any("\ud800" <= c <= "\udfff" for text in (row.text, row.gold, *row.options) for c in text):
+    texts = (row.id, row.text, row.gold, *row.options, row.family or "", row.cluster or "")
+    if any("\ud800" <= c <= "\udfff" for text in texts for c in text):
         raise Rejected("malformed", "the text holds half of a character (a lone surrogate)")
     if not row.images:
         raise Rejected("no_image", "it names no image")

@@ -191,29 +191,36 @@ def mathv360k(row: Mapping[str, Any], number: int) -> Row:
     )
 
 
-_OWN_KEYS = {
-    *("id", "text", "gold", "answer_type", "options", "images", "family", "level"),
-    *("cluster", "observation", "metadata", "split"),
+_OWN_KEYS = {"id", "text", "gold", "answer_type", "observation", "split"}
+_OWN_TYPES = {
+    **{"options": list, "images": list, "family": str, "level": int, "cluster": str},
+    "metadata": dict,
 }
+"""What may be absent, and else is of this type: the pool is read again as strictly."""
 
 
 def own(row: Mapping[str, Any], number: int) -> Row:
-    """A line of the project's own JSONL form (`observe.data.sources`)."""
-    if unknown := set(row) - _OWN_KEYS:
+    """A line of the project's own JSONL form (`observe.data.sources`); null is absent."""
+    if unknown := set(row) - _OWN_KEYS - set(_OWN_TYPES):
         raise Rejected("malformed", f"unknown key {min(unknown)!r}")
-    if (split := row.get("split", "train")) != "train":
+    if (split := row.get("split") or "train") != "train":
         raise Rejected("other_split", f"split {split!r}")
+    given = {name: row[name] for name in _OWN_TYPES if row.get(name) is not None}
+    for name, value in given.items():
+        if type(value) is not _OWN_TYPES[name]:
+            wanted, got = _OWN_TYPES[name].__name__, type(value).__name__
+            raise Rejected("malformed", f"{name}: expected {wanted}, got {got}")
     return Row(
         id=str(row["id"]),
         text=row["text"],
         gold=row["gold"],
         answer_type=row["answer_type"],
-        options=tuple(row.get("options", ())),
-        images=tuple(row.get("images", ())),
-        family=row.get("family", ""),
-        level=row.get("level", 0),
-        cluster=row.get("cluster", ""),
-        metadata=row.get("metadata", {}),
+        options=tuple(given.get("options", ())),
+        images=tuple(given.get("images", ())),
+        family=given.get("family", ""),
+        level=given.get("level", 0),
+        cluster=given.get("cluster", ""),
+        metadata=given.get("metadata", {}),
     )
 
 

@@ -67,6 +67,14 @@ def image_bytes(image: Any, folder: Folder) -> tuple[bytes, str]:
         return _bounded(image, "image"), "image"
     if not isinstance(image, str) or not image or "\0" in image:
         raise Rejected("no_image", f"expected a path or bytes, got {type(image).__name__}")
+    try:
+        return _file_bytes(image, folder)
+    except (OSError, ValueError) as error:  # Too long a name, none at all, no permission.
+        raise Rejected("no_image", f"{image[:80]!r}: {error}") from None
+
+
+def _file_bytes(image: str, folder: Folder) -> tuple[bytes, str]:
+    """The bytes of the file that is named so in one of the folder's places, and its path."""
     for place in folder.places:
         path = place / image
         named = [path] if path.suffix else [path.with_name(path.name + s) for s in _SUFFIXES]

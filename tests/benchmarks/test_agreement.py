@@ -51,6 +51,18 @@ def test_shares_of_equal_texts_and_verdicts(tmp_path):
     assert found["missing"] == 2
 
 
+def test_items_under_controls_are_compared_too(tmp_path):
+    folders = [results(tmp_path / name, FIRST) for name in ("one", "two")]
+    for folder, response in zip(folders, ("x", "y"), strict=True):
+        key = {"benchmark": "a", "item": "1", "condition": "no_image", "attempt": 0}
+        with (folder / "items.jsonl").open("a") as items:
+            items.write(json.dumps({"suite": "s", **key, "score": 0}) + "\n")
+        line = json.dumps({**key, "response": response}) + "\n"
+        (folder / "control_responses.jsonl").write_text(line)
+    found = agreement(*folders)
+    assert found["all"]["items"] == 5 and found["all"]["identical_response"] == 4 / 5
+
+
 def test_a_response_may_hold_line_separators_of_its_own(tmp_path):
     answers = [("a", "1", 1, "one\u2028two\x85three"), *FIRST[1:]]
     one, two = results(tmp_path / "one", answers), results(tmp_path / "two", FIRST)

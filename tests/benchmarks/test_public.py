@@ -14,6 +14,7 @@ from PIL import Image
 
 from benchmarks import rows
 from benchmarks.adapters import ADAPTERS, BadRow, Row, split_options
+from benchmarks.config import EvaluateConfig
 from benchmarks.controls import conditions, permutable, rotated
 from benchmarks.docs import chance, fingerprint, images, relaxed, request, to_question
 from benchmarks.evaluate import TASKS, read_suites
@@ -317,9 +318,49 @@ def test_controls_change_only_what_they_name():
                 to_question(turned).options["ABC".index(turned["gold"])]
                 == (doc["options"]["ABC".index(doc["gold"])])
             )
-    for fixed in (["A", "B"], ["(A)", "C or D"], ["<image2>", "<image3>"], ["x", "all of them"]):
-        assert not permutable({"answer_type": "choice", "options": fixed})
-    assert permutable({"answer_type": "choice", "options": ["yes", "no", "A cat"]})
+    for fixed in (["A", "B"], ["(A)", "C or D"], ["x", "all of them"]):
+        assert not permutable({"answer_type": "choice", "options": fixed, "images": [b""] * 2})
+    assert permutable({"answer_type": "choice", "options": ["yes", "no", "A cat"], "images": []})
+
+
+def test_panels_of_one_image_stay_at_their_letters_and_images_do_not(tmp_path):
+    row = {"id": "1", "question": "Which fits?", "options": ["<image1>", "<image2>"]}
+    row |= {"answer": "B", "level": 1, "image": "good.png"}
+    write(tmp_path / "mathvision", row)
+    (panels,) = load("mathvision", tmp_path).docs
+    assert panels["options"] == ["(image 1)", "(image 2)"] and not permutable(panels)
+    images = load("mmmu").docs[1]
+    assert images["options"] == ["(image 2)", "(image 3)"] and permutable(images)
+
+
+def test_turned_rows_of_mmbench_are_one_question():
+    row = {"question": "Which?", "A": "red", "B": "blue", "answer": "A", "image": "x"}
+    read = [
+        ADAPTERS["mmbench"](Row({**row, "index": index}, 0, Path))
+        for index in (12, 1_000_012, 3_000_012, 13)
+    ]
+    assert [q.metadata["groups"]["question"] for q in read] == ["12", "12", "12", "13"]
+    assert len({q.id for q in read}) == 4
+
+
+@pytest.mark.parametrize(
+    ("name", "other"), [("mmbench", "cn"), ("mmmu_pro_4", "standard (10 options)")]
+)
+def test_of_a_downloaded_data_set_one_configuration_is_read(name, other, tmp_path):
+    import pandas as pd
+
+    buffer = io.BytesIO()
+    Image.new("RGB", (8, 8)).save(buffer, "PNG")
+    picture = {"bytes": buffer.getvalue(), "path": None}
+    known = find(name)
+    row = {"index": 1, "id": "1", "A": "x", "B": "y", "options": "['x', 'y']", "answer": "A"}
+    row |= {"image": picture, "image_1": picture}
+    for config, question in ((other, "another"), (known.configs[0], "the right one")):
+        folder = tmp_path / name / config
+        folder.mkdir(parents=True)
+        table = pd.DataFrame([{**row, "question": question}])
+        table.to_parquet(folder / f"{known.split}-00000-of-00001.parquet")
+    assert [doc["text"] for doc in load(name, tmp_path).docs] == ["the right one"]
 
 
 def test_a_fingerprint_changes_with_what_else_is_right():
@@ -353,3 +394,14 @@ def test_real_rows_load_completely_and_can_be_judged(name, items):
         [request(q, f"<answer>{q.gold}</answer>", public=True) for q in questions]
     )
     assert [verdict.correct for verdict in verdicts] == [True] * items
+
+
+def test_a_folder_that_is_not_said_is_not_the_current_one():
+    with pytest.raises(InputError, match="mmstar: not named; give mmstar=FOLDER"):
+        rows.find_folder("mmstar", "mmstar=")
+
+
+@pytest.mark.parametrize("temperature", [-1.0, float("nan"), float("inf")])
+def test_a_temperature_is_a_number(temperature):
+    with pytest.raises(InputError, match="temperature: expected 0 or more"):
+        EvaluateConfig(temperature=temperature)

@@ -85,6 +85,8 @@ SPOILT: dict[str, tuple[str, Change]] = {
     "no prompt": ("runs.parquet", column(prompt=None)),
     "no code": ("runs.parquet", column(code=None)),
     "mechanisms that are not numbers": ("runs.parquet", column(train_bonus_share="much")),
+    "training time that is a word": ("runs.parquet", column(train_seconds="long")),
+    "training time without end": ("runs.parquet", column(train_seconds=np.inf)),
     "all right": ("items.parquet", column(score=1.0)),
     "all wrong": ("items.parquet", column(score=0.0)),
     "all a half": ("items.parquet", column(score=0.5)),
@@ -101,7 +103,14 @@ SPOILT: dict[str, tuple[str, Change]] = {
     "lengths that are words": ("items.parquet", column(response_tokens="long")),
     "no reasons": ("items.parquet", column(reason=None, answer=None)),
     "seconds that are words": ("items.parquet", column(seconds="soon")),
+    "seconds without end": ("items.parquet", column(seconds=np.inf)),
     "no types": ("items.parquet", column(type=None, difficulty=None)),
+    "some difficulties": (
+        "items.parquet",
+        lambda items: items.assign(
+            difficulty=[[None, np.inf, n][n % 3] for n in range(len(items))]
+        ),
+    ),
     "difficulty of one value": ("items.parquet", column(difficulty=0.5)),
     "a condition of one run": (
         "items.parquet",
@@ -123,9 +132,15 @@ SPOILT: dict[str, tuple[str, Change]] = {
     "curves of unknown runs": ("curves.parquet", column(run="other")),
     "curves without axes": ("curves.parquet", drop("samples", "tokens")),
     "a ladder of one question": ("ladder.parquet", lambda ladder: ladder.head(1)),
+    "a ladder of numbers as words": (
+        "ladder.parquet",
+        lambda ladder: ladder.assign(difficulty=ladder["difficulty"].astype(str)),
+    ),
     "a ladder of words": ("ladder.parquet", column(order_index="a", difficulty="b")),
     "a ladder without difficulty": ("ladder.parquet", column(difficulty=np.nan)),
     "stages without time": ("stages.parquet", column(seconds=np.nan)),
+    "stages whose time is a word": ("stages.parquet", column(seconds="5", gpu_hours="x")),
+    "stages whose time is a text": ("stages.parquet", column(seconds="5", gpu_hours="0.5")),
     "responses that are null": ("responses.parquet", column(response=None)),
     "responses of unknown items": ("responses.parquet", column(item="other")),
     "responses without a column": ("responses.parquet", drop("attempt")),
@@ -140,6 +155,29 @@ SPOILT: dict[str, tuple[str, Change]] = {
         "sweep.json",
         lambda sweep: sweep | {"planned_contrasts": [{"arm": "x", "against": "y", "factor": "z"}]},
     ),
+    "planned seeds that are words": (
+        "sweep.json",
+        lambda sweep: sweep | {"cells": [{"arm": "format", "seed": "0"}]},
+    ),
+    "a reference not run and half known": (
+        "sweep.json",
+        lambda sweep: (
+            sweep
+            | {
+                "reference_arm": "x",
+                "cells": [{"arm": "x", "seed": 0}],
+                "reference": {"format": "on"},
+            }
+        ),
+    ),
+    "a reference of no factor": (
+        "sweep.json",
+        lambda sweep: (
+            sweep
+            | {"reference_arm": "x", "cells": [{"arm": "x", "seed": 0}], "reference": {"y": "on"}}
+        ),
+    ),
+    "aliases that are numbers": ("sweep.json", lambda sweep: sweep | {"aliases": {"format": [1]}}),
     "no provenance": ("sweep.json", lambda sweep: sweep | {"provenance": None}),
     "no suites": ("sweep.json", lambda sweep: sweep | {"suites": {}}),
     "a list": ("sweep.json", lambda sweep: [sweep]),
@@ -208,6 +246,8 @@ def test_a_report_or_a_message(
             {"factors": {"bonus": {"levels": ["on", "on"], "control": "on"}}},
             "different level names",
         ),
+        ({"suites": {"reasoning": ["count", "compare", "count"]}}, "names a benchmark twice"),
+        ({"suites": {"all": ["count"], "general": ["colour"]}}, "suites.all: is what the mean"),
     ],
 )
 def test_names_that_are_none_are_refused(

@@ -95,3 +95,41 @@ def test_another_base_is_said(tmp_path: Path) -> None:
     sweep = read_tables(join(first, second, tmp_path / "both")).sweep
     row = next(r for r in sweep["checks"] if "untrained base scores alike" in r["check"])
     assert row["ok"] is False
+
+
+def test_a_base_that_is_scored_in_one_sweep_alone_is_not_alike(tmp_path: Path) -> None:
+    first, second = made(tmp_path / "old"), made(tmp_path / "new")
+    file = second / "results" / "items.parquet"
+    items = pd.read_parquet(file)
+    unscored = (items["run"] == "base-think") & (items["item"] == "count-0001")
+    assert unscored.any()
+    items.assign(score=items["score"].mask(unscored)).to_parquet(file)
+    sweep = read_tables(join(first, second, tmp_path / "both")).sweep
+    row = next(r for r in sweep["checks"] if "untrained base scores alike" in r["check"])
+    assert row["ok"] is False
+
+
+def test_joined_responses_are_the_normal_ones(tmp_path: Path) -> None:
+    first, second = made(tmp_path / "old"), made(tmp_path / "new")
+    file = first / "results" / "responses.parquet"
+    normal = pd.read_parquet(file).drop(columns="condition", errors="ignore")
+    blind = normal.assign(condition="no_image", response="I see nothing.")
+    pd.concat([blind, normal.assign(condition=None)]).to_parquet(file)
+    responses = read_tables(join(first, second, tmp_path / "both")).responses
+    assert responses is not None
+    run = f"old: {normal['run'].iloc[0]}"
+    shown = responses.of([run])["response"]
+    assert len(shown) and "I see nothing." not in set(shown)
+
+
+def test_an_image_may_be_named_by_its_whole_path(tmp_path: Path) -> None:
+    first, second = made(tmp_path / "old"), made(tmp_path / "new")
+    results = (first / "results").resolve()
+    questions = pd.read_parquet(results / "questions.parquet")
+    whole = [None if x is None else str(results / x) for x in questions["image"]]
+    assert any(whole)
+    questions.assign(image=whole).to_parquet(results / "questions.parquet")
+    out = join(first, second, tmp_path / "both")
+    joined = pd.read_parquet(out / "results" / "questions.parquet")["image"].dropna()
+    assert len(joined) and all((out / "results" / name).is_file() for name in joined)
+    assert not any(Path(name).is_absolute() for name in joined)

@@ -185,3 +185,14 @@ def test_csv_that_cannot_be_used(
     assert main(["csv", str(file), "--out", str(tmp_path / "mine")]) == 2
     assert message in capsys.readouterr().err
     assert main(["csv", str(tmp_path / "none.csv"), "--out", str(tmp_path / "mine")]) == 2
+
+
+@pytest.mark.parametrize("name", ["seed", "run", "code"])
+def test_a_column_of_runs_is_no_factor(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str
+) -> None:
+    scores(seeds=1, items=4).to_csv(tmp_path / "scores.csv", index=False)
+    (tmp_path / "arms.csv").write_text(ARMS.replace("bonus", name, 1))
+    given = ["csv", str(tmp_path / "scores.csv"), "--arms", str(tmp_path / "arms.csv")]
+    assert main([*given, "--out", str(tmp_path / "mine")]) == 2
+    assert f"column {name}: is of runs and no factor" in capsys.readouterr().err

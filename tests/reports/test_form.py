@@ -1,5 +1,6 @@
 """What others wrote stays text, in every format; what is large is cut, and said to be."""
 
+import json
 import re
 import shutil
 import subprocess
@@ -144,6 +145,26 @@ def test_csv_holds_every_estimate_and_no_formula(built: Path) -> None:
         assert (table["table"] == name).any(), name
     line = as_csv({"x": [{"arm": "=1+1", "estimate": -0.5}]}).splitlines()[1]
     assert line.startswith("x,'=1+1,,,,,,,,-0.5")
+    line = as_csv({"x": [{"effect": "a", "aliases": ["-b:c", "d"]}]}).splitlines()[1]
+    assert line.endswith(",a,'-b:c d")
+
+
+def test_a_confidence_is_never_rounded_to_certainty(tmp_path: Path) -> None:
+    write_example(tmp_path, Made(clusters=6, effects={"format": 0.3, "bonus": 0.0}, seeds=(0, 1)))
+    target = build_report(tmp_path, ["html", "tex", "json"], confidence=0.999)
+    results = json.loads((target / "results.json").read_text())
+    texts = [results["verdict"], (target / "tables.tex").read_text()]
+    for text in [*texts, (target / "index.html").read_text()]:
+        assert "99.9" in text and not re.search(r"\b100\\?% intervals|Intervals: 100", text)
+
+
+def test_names_in_checks_keep_their_capitals(tmp_path: Path) -> None:
+    write_example(tmp_path, Made(clusters=6, effects={"format": 0.06, "bonus": 0.0}))
+    file = tmp_path / "results" / "sweep.json"
+    sweep = json.loads(file.read_text())
+    checks = [{"check": "all ran on an H200", "ok": True, "detail": ""}]
+    file.write_text(json.dumps(sweep | {"checks": checks}))
+    assert "All ran on an H200" in (build_report(tmp_path, ["html"]) / "index.html").read_text()
 
 
 def test_figures_lie_beside_as_svg_and_png(built: Path) -> None:

@@ -17,12 +17,13 @@ from reports.analysis import Settings
 from reports.build import build_report, main, results_of
 from reports.configs import variant_role
 from reports.example import Made, write_example
+from reports.example import main as make_example
 from reports.labels import holds
 from reports.render import BAR, glance
 from reports.samples import samples, segments
 from reports.stats.effects import Interval
 from reports.tables import TableError, Tables, read_tables
-from reports.validity import points, validity
+from reports.validity import missing_runs, points, validity
 from reports.verdict import verdict
 
 Write = Callable[[Made], Tables]
@@ -272,6 +273,38 @@ def test_validity_names_what_is_wrong(tmp_path: Path) -> None:
     assert main([str(tmp_path), "--format", "json"]) == 1
 
 
+def test_as_many_items_are_not_the_same_items(tmp_path: Path) -> None:
+    write_example(tmp_path, SMALL)
+
+    def swap(items: pd.DataFrame) -> pd.DataFrame:
+        other = (items["run"] == "format-0") & (items["item"] == "count-0001")
+        return items.assign(item=items["item"].mask(other, "another"))
+
+    edit(tmp_path, "items.parquet", swap)
+    rows = results_of(read_tables(tmp_path), Settings())["validity"]
+    row = find(rows, check="all runs answered the same items")
+    assert row["ok"] is False and row["detail"] == "runs were asked different items of count"
+
+
+def test_long_seeds_are_told_apart(tmp_path: Path) -> None:
+    write_example(tmp_path, SMALL)
+    edit(tmp_path, "runs.parquet", lambda runs: runs.assign(seed=runs["seed"] + 20261201))
+    planned = [{"arm": "format", "seed": seed} for seed in (20261201, 20261202)]
+    edit(tmp_path, "sweep.json", lambda sweep: sweep | {"cells": planned})
+    assert missing_runs(read_tables(tmp_path)) == ["format (seed 20261202)"]
+
+
+def test_a_planned_pair_is_one_test_however_often_it_is_named(tmp_path: Path) -> None:
+    write_example(tmp_path, SMALL)
+    pairs = [("format", "control"), ("bonus", "control"), ("format", "control"), ("format",) * 2]
+    planned = [{"arm": arm, "against": against} for arm, against in pairs]
+    edit(tmp_path, "sweep.json", lambda sweep: sweep | {"planned_contrasts": planned})
+    found = results_of(read_tables(tmp_path), Settings())["contrasts"]
+    rows = [r for r in found if r["family"] == "planned" and r["suite"] == "reasoning"]
+    assert [row["arm"] for row in rows] == ["format", "bonus"]
+    assert min(row["p_adjusted"] / row["p"] for row in rows) <= 2
+
+
 def test_a_broken_gate_stands_above_the_verdict(built: Path) -> None:
     page = (built / "index.html").read_text()
     assert page.index("Read with care") < page.index('id="verdict"')
@@ -460,6 +493,14 @@ def bad(name: str, change: Callable[[Any], Any]) -> Callable[[Path], None]:
             "run control-0: occurs twice",
         ),
         (
+            bad("runs.parquet", lambda r: r.assign(kind=r["kind"].replace("cell", "trained"))),
+            "kind = 'trained': expected one of cell, variant, base",
+        ),
+        (
+            bad("runs.parquet", lambda r: r.assign(arm=r["arm"].replace("format", "control"))),
+            "arm control: has runs of prompt think and observe; runs of one arm differ in",
+        ),
+        (
             bad("items.parquet", lambda i: i.drop(columns="cluster")),
             "items.parquet: column cluster",
         ),
@@ -489,6 +530,24 @@ def test_bad_input_names_file_key_and_remedy(
     assert main([str(tmp_path), "--format", "html"]) == 2
     assert re.match(f"error: .*{message}", capsys.readouterr().err)
     assert not (tmp_path / "report").exists()
+
+
+def test_asking_the_example_for_help_writes_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit, match="0"):
+        make_example(["--help"])
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_correction_counts_the_effects_that_were_tested(made: Write) -> None:
+    tables = made(Made(effects={"format": 0.3, "bonus": 0.0}, clusters=6, seeds=(0, 1)))
+    results = results_of(tables, Settings())
+    assert "correction over the 2 main effects" in verdict(tables, results)[0]
+    unknown = {"estimable": False, "why": "x", "p": None, "p_adjusted": None}
+    lost = [row | (unknown if row["factor"] == "bonus" else {}) for row in results["effects"]]
+    assert "over the 2 main" not in verdict(tables, results | {"effects": lost})[0]
 
 
 def test_the_command_end_to_end(example: Path, tmp_path: Path) -> None:

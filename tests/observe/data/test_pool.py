@@ -81,6 +81,7 @@ def lines(path):
 
 def test_what_can_be_used_is_kept_as_it_is(tmp_path):
     row = {**good(0), "family": "counting", "level": 2, "cluster": "scene", "metadata": {"x": 1}}
+    row |= {"split": None, "options": None}  # As a table of several kinds of rows has them.
     choice = {**good(1), "gold": "blue", "options": ["red", "blue"], "answer_type": "choice"}
     file = folder_of(tmp_path / "mine", [row, choice])
     pool = prepare([parse_source(str(file))], tmp_path / "out")
@@ -110,6 +111,11 @@ def test_every_bad_row_is_named_with_its_reason_and_the_rest_goes_on(tmp_path):
             {**good(1), "golds": "3"},
             {k: v for k, v in good(1).items() if k != "gold"},
             {**good(1), "images": 7},
+            *({**good(1), "level": level} for level in ("hard", 2.0, True)),
+            {**good(1), "family": 3},
+            *({**good(1), "metadata": metadata} for metadata in ("x", [1])),
+            {**good(1), "options": "AB", "gold": "A", "answer_type": "choice"},
+            {**good(1), "family": "\ud800"},
             '{"id": "u", "text": "\\ud800?", "gold": "1", "answer_type": "integer", '
             '"images": ["1.png"]}',
         ],
@@ -121,7 +127,12 @@ def test_every_bad_row_is_named_with_its_reason_and_the_rest_goes_on(tmp_path):
             {**good(1), "gold": "A", "options": ["x", ""]},
             {**good(1), "gold": "B", "answer_type": "choice"},
         ],
-        "no_image": [{**good(1), "images": []}, {**good(1), "images": ["none.png"]}],
+        "no_image": [
+            {**good(1), "images": []},
+            {**good(1), "images": ["none.png"]},
+            {**good(1), "images": ["/"]},
+            {**good(1), "images": ["x" * 5000]},
+        ],
         "outside": [
             {**good(1), "images": ["../secret.png"]},
             {**good(1), "images": [str(tmp_path / "secret.png")]},
