@@ -25,6 +25,8 @@ from observe.errors import InputError
 from observe.glyphs.model import build_policy
 from observe.mapping import to_mapping
 from observe.rewards import compute_rewards, concatenate
+from observe.run import prepare
+from observe.sharding import load_optimizer, save_optimizer
 
 HERE = Path(__file__).parent
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
@@ -95,6 +97,33 @@ def test_a_step_that_is_not_finite_on_one_process_is_left_out_on_both(gradients)
 
 class Stopped(Exception):
     pass
+
+
+def test_spread_weights_compute_and_are_kept_as_whole_ones(base, tmp_path):
+    torchrun(HERE / "ranks.py", "spread", base, tmp_path)
+    found = torch.load(tmp_path / "spread.pt")
+    assert torch.equal(*found["features"])
+    # A pass without gradients comes before the checkpoint, which rounds nothing for it.
+    assert all(found["same"].values()), [n for n, same in found["same"].items() if not same]
+    assert {name.rsplit(".", 1)[0] for name in found["kept"]} == set(found["same"])
+
+
+@pytest.mark.parametrize("moved", [True, False])
+def test_an_optimizer_that_has_taken_no_step_yet_is_kept_too(base, tmp_path, moved):
+    alone = Parallel(device=torch.device("cpu"))
+    before, after = (
+        prepare(changed(), tmp_path, model=base / "checkpoint", ladder=None) for _ in range(2)
+    )
+    first = before.policy.trained()[0]
+    if moved:
+        first.grad = torch.ones_like(first)
+        before.optimizer.step()
+    save_optimizer(tmp_path / "optimizer", before.policy, before.optimizer, alone)
+    load_optimizer(tmp_path / "optimizer", after.policy, after.optimizer, alone)
+    assert len(after.optimizer.state) == moved
+    for found in after.optimizer.state.values():
+        for key, value in before.optimizer.state[first].items():
+            assert torch.equal(found[key], value)
 
 
 @pytest.mark.long
