@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch.distributed.tensor import DTensor
 
 from observe.config import LoraConfig, TrainConfig
 from observe.model.logprobs import CHUNK_LOGITS, MIN_CHUNK
@@ -144,7 +145,8 @@ def estimate(
     return MemoryEstimate(
         steady={
             "process": process,
-            "weights": 4 * weights // spread if spread > 1 else width * weights,
+            # What is spread keeps float32, but for weights that only adapters change.
+            "weights": (width if lora.rank or spread == 1 else 4) * weights // spread,
             "float32 copies": 0 if spread > 1 else copies,
             "optimizer": 8 * trained // spread,
             "reference": int(bool(has_reference)) * width * weights // spread,
@@ -168,7 +170,6 @@ def memory_needed(run: Run, *, looked_at: int = 8) -> str:
     The longest of the first ``looked_at`` prompts stands for all.
     """
     samples = [process(run, question) for question in list(run.questions.values())[:looked_at]]
-    weights = sum(p.nbytes for p in run.policy.model.parameters())
     on_gpu = run.parallel.device.type == "cuda"
     available = available_memory(run.parallel.device)
     needed = estimate(
@@ -177,10 +178,21 @@ def memory_needed(run: Run, *, looked_at: int = 8) -> str:
         prompt_tokens=max(sample.length for sample in samples),
         patches=max(len(sample.pixels_RD) for sample in samples),
         world_size=run.parallel.world_size,
-        process=CUDA_CONTEXT if on_gpu else max(0, held_by_process() - weights),
+        process=CUDA_CONTEXT if on_gpu else max(0, held_by_process() - held_by_weights(run)),
         device=available,
     )
     return needed.verdict(available)
+
+
+def held_by_weights(run: Run) -> int:
+    """Bytes of this process's weights, float32 copies and reference, as they are before a step."""
+    policies = [run.policy]
+    if run.reference and run.reference is not run.policy:
+        policies.append(run.reference)
+    held = [
+        p for policy in policies for p in (*policy.model.parameters(), *policy.masters.values())
+    ]
+    return sum((p.to_local() if isinstance(p, DTensor) else p).nbytes for p in held)
 
 
 def parameter_counts(model: Any, config: TrainConfig) -> tuple[int, int]:

@@ -136,6 +136,7 @@ def describe_step(
         [int(lengths_PG[i].sum()) for i in own],
         [bool(trained_P[i]) for i in own],
         run.clock.total,
+        dtype=getattr(torch, run.config.model.dtype),
     )
     return {
         "step": run.step,
