@@ -49,6 +49,8 @@ class VllmModel:
         os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
         # The model in this very process: weights are handed over without a copy.
         os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
+        # Under torchrun, vLLM would take its group for one of torchrun's, and wait for it.
+        os.environ.pop("TORCHELASTIC_USE_AGENT_STORE", None)
         try:
             import vllm
             from vllm.platforms import current_platform
