@@ -157,8 +157,9 @@ def estimate(
             "gathered weights": gathered,
             "activations": width * tokens * kept,
             "vision": width * seen * _vision_elements(vision, config.model.gradient_checkpointing),
-            # Logits, their log-softmax and its gradient, in float32.
-            "logits": 3 * 4 * rows * text.vocab_size,
+            # Logits, their log-softmax and its gradient, in float32, and so the gradient of a head
+            # that is trained, before it is added to the others.
+            "logits": 4 * text.vocab_size * (3 * rows + (0 if lora.rank else text.hidden_size)),
         },
         sampling=sampling,
     )

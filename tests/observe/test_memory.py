@@ -123,6 +123,12 @@ def test_spread_weights_are_float32_unless_an_adapter_alone_is_trained():
     assert of(adapted, world_size=8).steady["weights"] == 2 * everything // 8
 
 
+def test_a_head_that_is_not_trained_needs_no_gradient():
+    adapted = of(changed(LONG, model=ModelConfig(lora=LoraConfig(rank=16))))
+    head = 4 * 151936 * 2048
+    assert of().training["logits"] == adapted.training["logits"] + head
+
+
 @pytest.mark.parametrize(
     ("values", "bytes_per_parameter"),
     [
