@@ -191,6 +191,15 @@ def test_several_processes_need_a_strategy_and_a_question_each(monkeypatch):
         start(ParallelConfig(strategy="ddp"), prompts_per_step=4)
 
 
+def test_several_processes_need_a_device_each(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    for name, value in (("WORLD_SIZE", "2"), ("LOCAL_WORLD_SIZE", "2"), ("LOCAL_RANK", "1")):
+        monkeypatch.setenv(name, value)
+    with pytest.raises(InputError, match=r"2 processes on this machine, and 1 CUDA devices"):
+        start(ParallelConfig(strategy="ddp"), prompts_per_step=4)
+
+
 @given(st.integers(0, 40), st.integers(1, 9))
 def test_shares_are_even_and_together_everything(items, world_size):
     shares = [
