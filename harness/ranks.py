@@ -54,12 +54,13 @@ def run(task: Task, store: Store, progress: Progress) -> dict[str, Any]:
     folder = _folder(task, store)
     folder.mkdir(parents=True, exist_ok=True)
     host = "127.0.0.1" if task.nodes == 1 else socket.gethostname()
-    address = {"host": host, "port": _free_port()}
     write_atomically(folder / "task.json", json.dumps(dataclasses.asdict(task)), durable=False)
-    write_atomically(folder / "address.json", json.dumps(address), durable=False)
     told = None
     try:
-        with _started(task, folder, address, node=0) as ranks:
+        with contextlib.ExitStack() as stack:
+            address = {"host": host, "port": stack.enter_context(_held_port())}
+            write_atomically(folder / "address.json", json.dumps(address), durable=False)
+            ranks = stack.enter_context(_started(task, folder, address, node=0))
             while _running(ranks):
                 if (now := _read(folder / "progress.json")) and now != told:
                     told = now
@@ -98,10 +99,13 @@ def follow(task: Task, store: Store) -> None:
         time.sleep(POLL_S)
     with _started(task, folder, address, node=node) as ranks:
         while _running(ranks) and not (folder / "over").exists():
-            for rank, process in ranks.items():
-                if process.poll() is not None and process.returncode < 0:
-                    name = signal.Signals(-process.returncode).name
-                    _leave_error(folder, rank, "Killed", name)
+            for rank, code in _codes(ranks).items():
+                if code < 0:
+                    _leave_error(folder, rank, "Killed", signal.Signals(-code).name)
+                    return
+                if code and not (folder / f"error-{rank}.json").exists():
+                    message = f"it ended without a word, with exit code {code}"
+                    _leave_error(folder, rank, "SystemExit", message)
                     return
             time.sleep(POLL_S)
 
@@ -144,34 +148,54 @@ def _started(task: Task, folder: Path, address: dict[str, Any], *, node: int) ->
         _end(ranks)
 
 
-def _end(ranks: Ranks) -> None:
+def _end(ranks: Ranks) -> set[int]:
+    """End all that still run; those that had to be killed for it."""
     for process in ranks.values():
         if process.poll() is None:
             process.terminate()
     deadline = time.monotonic() + GRACE_S
-    for process in ranks.values():
+    forced = set()
+    for rank, process in ranks.items():
         try:
             process.wait(timeout=max(0.0, deadline - time.monotonic()))
         except subprocess.TimeoutExpired:
             process.kill()
             process.wait()
+            forced.add(rank)
+    return forced
 
 
 def _running(ranks: Ranks) -> bool:
     return any(process.poll() is None for process in ranks.values())
 
 
+def _codes(ranks: Ranks) -> dict[int, int]:
+    """Rank -> exit code, minus the signal for one that was killed, of those that have ended.
+
+    Every one is asked: what a process that nobody asks about ended with is not known.
+    """
+    codes = {rank: process.poll() for rank, process in ranks.items()}
+    return {rank: code for rank, code in codes.items() if code is not None}
+
+
 def _failed(folder: Path, ranks: Ranks) -> bool:
-    return any(process.poll() for process in ranks.values()) or any(folder.glob("error-*.json"))
+    return any(_codes(ranks).values()) or any(folder.glob("error-*.json"))
 
 
 def _raise_first(folder: Path, ranks: Ranks, task: Task) -> None:
-    """Raise the error that came first on all nodes; end this process when a rank was killed."""
+    """End the ranks, and raise the error that came first on all nodes.
+
+    Ends this process when a rank was killed.
+    """
     found = [error for path in folder.glob("error-*.json") if (error := _read(path))]
+    ended = _codes(ranks)
+    # A killed process that has much memory to give back is gone only after the others miss it.
+    forced = _end(ranks)
+    codes = _codes(ranks)
     killed = {
-        rank: signal.Signals(-process.returncode).name
-        for rank, process in ranks.items()
-        if process.returncode is not None and process.returncode < 0
+        rank: signal.Signals(-code).name
+        for rank, code in codes.items()
+        if code < 0 and (rank in ended or (rank not in forced and code != -signal.SIGTERM))
     }
     told = sorted((e for e in found if e["class"] != "Killed"), key=lambda e: e["time"])
     killed |= {error["rank"]: error["message"] for error in found if error["class"] == "Killed"}
@@ -181,11 +205,10 @@ def _raise_first(folder: Path, ranks: Ranks, task: Task) -> None:
             hint = " (out of memory?)" if name == "SIGKILL" else ""
             print(f"rank {rank} was killed by {name}{hint}: ending the job", file=sys.stderr)
         sys.stderr.flush()
-        _end(ranks)
         os.kill(os.getpid(), signal.SIGKILL)
     if not told:
-        codes = {rank: p.returncode for rank, p in ranks.items() if p.returncode}
-        raise RankError(f"ranks ended without a word, with exit codes {codes}")
+        failed = {rank: code for rank, code in ended.items() if code}
+        raise RankError(f"ranks ended without a word, with exit codes {failed}")
     first = told[0]
     if first["rank"] not in ranks:  # What it printed is not in this log.
         print(first["trace"], file=sys.stderr)
@@ -217,18 +240,26 @@ def _read(path: Path) -> Any:
         return None
 
 
-def _free_port() -> int:
-    with socket.socket() as listener:
-        listener.bind(("", 0))
-        return int(listener.getsockname()[1])
+@contextlib.contextmanager
+def _held_port() -> Iterator[int]:
+    """A free port, which nobody else is given while rank 0 takes seconds to begin to listen there.
+
+    Linux lets a socket listen beside one that is bound and does not listen, when both allow their
+    address to be used again, as torch's does; elsewhere the port is let go of at once.
+    """
+    with socket.socket() as holder:
+        holder.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        holder.bind(("", 0))
+        port = int(holder.getsockname()[1])
+        if sys.platform != "linux":
+            holder.close()
+        yield port
 
 
 def main() -> None:
     """A rank: the stage's function, whose progress and result rank 0 writes for the supervisor."""
     folder, rank = Path(sys.argv[1]), int(os.environ["RANK"])
     threading.Thread(target=_leave_with, args=(os.getppid(),), daemon=True).start()
-    task = Task(**json.loads((folder / "task.json").read_text(encoding="utf-8")))
-    store = Store(Path(task.directory))
 
     def progress(done: int, total: int, message: str) -> None:
         if rank == 0:
@@ -236,6 +267,8 @@ def main() -> None:
             write_atomically(folder / "progress.json", json.dumps(now), durable=False)
 
     try:
+        task = Task(**json.loads((folder / "task.json").read_text(encoding="utf-8")))
+        store = Store(Path(task.directory))
         module, _, name = task.function.partition(":")
         function = getattr(importlib.import_module(module), name)
         inputs = {role: store.folder(stage) for role, stage in task.inputs.items()}

@@ -137,9 +137,12 @@ def find_damage(folder: Path) -> str | None:
 
 
 def load_state(folder: Path) -> dict[str, Any]:
-    """The trainer state of a checkpoint; InputError when it cannot be read."""
+    """The trainer state of a checkpoint, in main memory; InputError when it cannot be read.
+
+    Its tensors were rank 0's: on its device every rank would load them there.
+    """
     try:
-        return torch.load(folder / _STATE, weights_only=True)
+        return torch.load(folder / _STATE, map_location="cpu", weights_only=True)
     except (OSError, EOFError, RuntimeError, ValueError, pickle.UnpicklingError) as error:
         raise InputError(
             f"{folder / _STATE}: damaged checkpoint ({error}); "

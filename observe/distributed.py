@@ -111,11 +111,18 @@ def start(config: ParallelConfig, *, prompts_per_step: int) -> Parallel:
     """Join the processes that torchrun started, or run alone when there are none.
 
     Takes this rank's CUDA device where there is one. Raises InputError when the settings do not
-    say how several processes are to work together, or there is not a question for each.
+    say how several processes are to work together, or there is not a question or a device for each.
     """
     world_size = int(os.environ.get("WORLD_SIZE", "1"))
     local_rank = int(os.environ.get("LOCAL_RANK", "0"))
     if torch.cuda.is_available():
+        if local_rank >= (devices := torch.cuda.device_count()):
+            raise InputError(
+                f"{os.environ.get('LOCAL_WORLD_SIZE', local_rank + 1)} processes on this machine, "
+                f"and {devices} CUDA devices; start as many processes as devices "
+                "(resources.train.processes, --nproc_per_node), or show more of them "
+                "(resources.train.gpus, CUDA_VISIBLE_DEVICES)"
+            )
         device = torch.device("cuda", local_rank)
         torch.cuda.set_device(device)
     else:

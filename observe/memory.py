@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch.distributed.tensor import DTensor
 
 from observe.config import LoraConfig, TrainConfig
 from observe.model.logprobs import CHUNK_LOGITS, MIN_CHUNK
@@ -144,7 +145,8 @@ def estimate(
     return MemoryEstimate(
         steady={
             "process": process,
-            "weights": 4 * weights // spread if spread > 1 else width * weights,
+            # What is spread keeps float32, but for weights that only adapters change.
+            "weights": (width if lora.rank or spread == 1 else 4) * weights // spread,
             "float32 copies": 0 if spread > 1 else copies,
             "optimizer": 8 * trained // spread,
             "reference": int(bool(has_reference)) * width * weights // spread,
@@ -155,8 +157,9 @@ def estimate(
             "gathered weights": gathered,
             "activations": width * tokens * kept,
             "vision": width * seen * _vision_elements(vision, config.model.gradient_checkpointing),
-            # Logits, their log-softmax and its gradient, in float32.
-            "logits": 3 * 4 * rows * text.vocab_size,
+            # Logits, their log-softmax and its gradient, in float32, and so the gradient of a head
+            # that is trained, before it is added to the others.
+            "logits": 4 * text.vocab_size * (3 * rows + (0 if lora.rank else text.hidden_size)),
         },
         sampling=sampling,
     )
@@ -168,7 +171,6 @@ def memory_needed(run: Run, *, looked_at: int = 8) -> str:
     The longest of the first ``looked_at`` prompts stands for all.
     """
     samples = [process(run, question) for question in list(run.questions.values())[:looked_at]]
-    weights = sum(p.nbytes for p in run.policy.model.parameters())
     on_gpu = run.parallel.device.type == "cuda"
     available = available_memory(run.parallel.device)
     needed = estimate(
@@ -177,10 +179,21 @@ def memory_needed(run: Run, *, looked_at: int = 8) -> str:
         prompt_tokens=max(sample.length for sample in samples),
         patches=max(len(sample.pixels_RD) for sample in samples),
         world_size=run.parallel.world_size,
-        process=CUDA_CONTEXT if on_gpu else max(0, held_by_process() - weights),
+        process=CUDA_CONTEXT if on_gpu else max(0, held_by_process() - held_by_weights(run)),
         device=available,
     )
     return needed.verdict(available)
+
+
+def held_by_weights(run: Run) -> int:
+    """Bytes of this process's weights, float32 copies and reference, as they are before a step."""
+    policies = [run.policy]
+    if run.reference and run.reference is not run.policy:
+        policies.append(run.reference)
+    held = [
+        p for policy in policies for p in (*policy.model.parameters(), *policy.masters.values())
+    ]
+    return sum((p.to_local() if isinstance(p, DTensor) else p).nbytes for p in held)
 
 
 def parameter_counts(model: Any, config: TrainConfig) -> tuple[int, int]:

@@ -49,7 +49,10 @@ class JsonLines:
                 kept.append(line + b"\n")
         # Replaced by renaming: killed in between, the file still has all rows.
         new = path.with_name(f"{path.name}.new")
-        new.write_bytes(b"".join(kept))
+        with new.open("wb") as file:
+            file.write(b"".join(kept))
+            file.flush()
+            os.fsync(file.fileno())  # A power cut may keep the new name and lose what it names.
         os.replace(new, path)
 
     def append(self, row: dict[str, Any]) -> dict[str, Any]:

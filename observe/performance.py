@@ -66,16 +66,19 @@ def performance_metrics(
     completion_tokens_P: Sequence[int],
     trained_P: Sequence[bool],
     seconds: float,
+    *,
+    dtype: torch.dtype,
 ) -> dict[str, float]:
     """Tokens per second, memory, and on a known GPU the model FLOPs utilisation of one step.
 
     ``completion_tokens_P``: sampled tokens of each of the P groups; ``trained_P``: whether the
-    group was trained on. ``perf/throughput`` counts the prompt once per completion, as trainers
-    that forward it so do (num_tokens does too); the FLOPs count it once per group.
+    group was trained on; ``dtype``: the type that is computed in, which spread weights need not
+    have. ``perf/throughput`` counts the prompt once per completion, as trainers that forward it so
+    do (num_tokens does too); the FLOPs count it once per group.
     """
     device = next(policy.model.parameters()).device
     metrics = {"perf/max_memory_gb": max_memory_gb(device)}
-    peak = peak_flops(device, policy.model.dtype)
+    peak = peak_flops(device, dtype)
     if peak is not None:
         flops = step_flops(policy.model, samples_P, completion_tokens_P, trained_P)
         metrics["perf/mfu"] = flops / seconds / peak

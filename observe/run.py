@@ -118,6 +118,8 @@ def prepare(config: TrainConfig, out: Path, *, model: Path | str, ladder: Path |
         lr=config.optim.lr,
         betas=(config.optim.beta1, config.optim.beta2),
         weight_decay=config.optim.weight_decay,
+        # On a GPU torch would make temporaries as large as all trained weights together.
+        foreach=None if sharded else False,
     )
     # One rank looks for what cannot be used, and all train on what it found.
     questions, curriculum, skipped, validation = parallel.on_first(

@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.checkpoint.filesystem import FileSystemReader
 from torch.distributed.checkpoint.state_dict_loader import load
 from torch.distributed.checkpoint.state_dict_saver import save
 from torch.distributed.device_mesh import init_device_mesh
@@ -52,7 +53,10 @@ def shard(policy: Policy, parallel: Parallel, *, dtype: torch.dtype) -> Policy:
         return policy
     model = policy.model
     mesh = init_device_mesh(parallel.device.type, (parallel.world_size,))
-    precision = MixedPrecisionPolicy(param_dtype=dtype, reduce_dtype=torch.float32)
+    # What a layer is given has its precision already, and the tower's rotary angles a higher one.
+    precision = MixedPrecisionPolicy(
+        param_dtype=dtype, reduce_dtype=torch.float32, cast_forward_inputs=False
+    )
     if any(p.dtype == torch.float64 for p in model.parameters()):
         precision = MixedPrecisionPolicy()
     whole: set[nn.Parameter] = set()
@@ -94,6 +98,15 @@ def gathered(policy: Policy) -> Iterator[None]:
             module.set_reshard_after_forward(True, recurse=False)
         for module in modules:
             module.reshard()
+
+
+def give_up(policy: Policy) -> None:
+    """Spread the outermost weights again, which a pass without a backward one leaves gathered.
+
+    Until then they stand where the optimizer's and a checkpoint's are looked for.
+    """
+    if isinstance(policy.root, FSDPModule):
+        policy.root.reshard()
 
 
 def snapshot(policy: Policy, parallel: Parallel) -> Policy:
@@ -151,13 +164,19 @@ def save_optimizer(
 def load_optimizer(
     folder: Path, policy: Policy, optimizer: torch.optim.Optimizer, parallel: Parallel
 ) -> None:
-    """Read what save_optimizer wrote, on any number of ranks, sharded or not."""
+    """Read what save_optimizer wrote, on any number of ranks, sharded or not.
+
+    A weight that no step had moved yet has no state there, and gets none.
+    """
+    saved = FileSystemReader(folder).read_metadata().state_dict_metadata
+    names = _names(policy)
     for parameter in policy.trained():
-        optimizer.state[parameter] = {
-            "step": torch.zeros(()),
-            "exp_avg": torch.zeros_like(parameter),
-            "exp_avg_sq": torch.zeros_like(parameter),
-        }
+        if f"{names[parameter]}.step" in saved:
+            optimizer.state[parameter] = {
+                "step": torch.zeros(()),
+                "exp_avg": torch.zeros_like(parameter),
+                "exp_avg_sq": torch.zeros_like(parameter),
+            }
     load(_state(policy, optimizer), checkpoint_id=folder, no_dist=parallel.world_size == 1)
 
 
@@ -175,19 +194,23 @@ def spread_optimizer(
 
 def _like(parameter: nn.Parameter, value: Tensor) -> Tensor:
     if not isinstance(parameter, DTensor):
-        return value
+        return value.to(parameter.device)
     return distribute_tensor(value, parameter.device_mesh, parameter.placements)
 
 
 def _state(policy: Policy, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
     """The optimizer's tensors by parameter name, which no world size changes."""
-    names = {p: name for name, p in policy.model.named_parameters()}
-    names |= {master: name for name, master in policy.masters.items()}
+    names = _names(policy)
     return {
         f"{names[parameter]}.{key}": value
         for parameter in policy.trained()
         for key, value in optimizer.state.get(parameter, {}).items()
     }
+
+
+def _names(policy: Policy) -> dict[Tensor, str]:
+    names: dict[Tensor, str] = {p: name for name, p in policy.model.named_parameters()}
+    return names | {master: name for name, master in policy.masters.items()}
 
 
 def _sharded(root: nn.Module) -> list[FSDPModule]:

@@ -9,6 +9,7 @@ import dataclasses
 import statistics
 import sys
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -55,46 +56,46 @@ def train(
         print(memory_needed(run), flush=True)
     log = Logbook(config, out if run.parallel.is_first else None, resume_at=run.step)
     total_steps = config.data.size // config.prompts_per_step
-    fresh = run.parallel.on_first(lambda: run.step == 0 and not log.rows())
-    if fresh and 0 in config.eval_steps:
-        log.log({"step": 0, "samples": 0, "num_tokens": 0, **evaluate(run)})
-    while run.step < total_steps:
-        run.step += 1
-        run.clock.start()
-        questions = take_questions(run)
-        groups = sample_groups(run, questions)
-        run.clock.lap("gen")
-        rewards, _ = reward_groups(run, questions, groups)
-        run.clock.lap("reward")
-        groups, rewards, refill = refill_groups(run, questions, groups, rewards)
-        run.clock.lap("refill")
-        kl_PG = divergence(run, questions, groups)
-        advantages_PG, weights_P = weigh(run, rewards, kl_PG)
-        update = update_policy(run, questions, groups, advantages_PG)
-        sync_engine(run)
-        run.clock.lap("sync")
+    # A process that has failed or been stopped here may train again.
+    with closing(log), closing(run.prompts):
+        fresh = run.parallel.on_first(lambda: run.step == 0 and not log.rows())
+        if fresh and 0 in config.eval_steps:
+            log.log({"step": 0, "samples": 0, "num_tokens": 0, **evaluate(run)})
+        while run.step < total_steps:
+            run.step += 1
+            run.clock.start()
+            questions = take_questions(run)
+            groups = sample_groups(run, questions)
+            run.clock.lap("gen")
+            rewards, _ = reward_groups(run, questions, groups)
+            run.clock.lap("reward")
+            groups, rewards, refill = refill_groups(run, questions, groups, rewards)
+            run.clock.lap("refill")
+            kl_PG = divergence(run, questions, groups)
+            advantages_PG, weights_P = weigh(run, rewards, kl_PG)
+            update = update_policy(run, questions, groups, advantages_PG)
+            sync_engine(run)
+            run.clock.lap("sync")
 
-        row = {
-            **describe_step(run, questions, groups, rewards, advantages_PG, weights_P, refill),
-            **kl_metrics(kl_PG, lengths_of(groups)),
-            **update,
-        }
-        if run.step in config.eval_steps:
-            row.update(evaluate(run))
-            run.clock.lap("evaluate")
-        row.update(run.clock.metrics())
-        log.log(row)
-        if run.step % config.log_completions_every == 0 or run.step == 1:
-            log.log_completions(completion_row(run.step, questions[0], groups[0], rewards, 0))
-        stop_if_hopeless(run, out)
-        run.seconds += run.clock.total
-        if run.step % config.checkpoint_every == 0 or run.step == total_steps:
-            log.sync()
-            checkpoint(run, out)
-        if run.parallel.is_first:
-            progress(run.step, total_steps, progress_message(row))
-    log.close()
-    run.prompts.close()
+            row = {
+                **describe_step(run, questions, groups, rewards, advantages_PG, weights_P, refill),
+                **kl_metrics(kl_PG, lengths_of(groups)),
+                **update,
+            }
+            if run.step in config.eval_steps:
+                row.update(evaluate(run))
+                run.clock.lap("evaluate")
+            row.update(run.clock.metrics())
+            log.log(row)
+            if run.step % config.log_completions_every == 0 or run.step == 1:
+                log.log_completions(completion_row(run.step, questions[0], groups[0], rewards, 0))
+            stop_if_hopeless(run, out)
+            run.seconds += run.clock.total
+            if run.step % config.checkpoint_every == 0 or run.step == total_steps:
+                log.sync()
+                checkpoint(run, out)
+            if run.parallel.is_first:
+                progress(run.step, total_steps, progress_message(row))
     summary = run.parallel.on_first(lambda: summarise(run, log))
     run.parallel.stop()
     return summary
@@ -136,6 +137,7 @@ def describe_step(
         [int(lengths_PG[i].sum()) for i in own],
         [bool(trained_P[i]) for i in own],
         run.clock.total,
+        dtype=getattr(torch, run.config.model.dtype),
     )
     return {
         "step": run.step,

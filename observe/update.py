@@ -18,6 +18,7 @@ from observe.model.processor import Sample
 from observe.rewards import RewardBreakdown, shuffle_within_groups
 from observe.rollout.engine import Completion
 from observe.run import Run, prompt_of, stable_seed
+from observe.sharding import give_up
 
 
 @dataclass(kw_only=True)
@@ -89,7 +90,7 @@ def divergence(
     """
     if not run.reference or run.config.loss.kl_in != "reward":
         return None
-    run.policy.model.train()
+    run.policy.model.eval()  # Sampling knows no dropout.
     kl_PG = torch.zeros(len(groups), len(groups[0]))
     own = run.parallel.share(range(len(groups)))
     everything = [list(range(len(group))) if i in own else [] for i, group in enumerate(groups)]
@@ -105,6 +106,8 @@ def divergence(
             by_group = kl_N.split([len(members) for _, members in batch.members])
             for (i, members), values in zip(batch.members, by_group, strict=True):
                 kl_PG[i, members] = values
+    give_up(run.policy)
+    give_up(run.reference)
     return torch.stack(run.parallel.gather([kl_PG[i] for i in own]))
 
 

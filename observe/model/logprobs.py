@@ -110,7 +110,10 @@ class _TokenLogprobs(torch.autograd.Function):
     ) -> tuple[Tensor | None, ...]:
         hidden_KH, weight_VH, targets_K, banned, lse_K, entropy_K = ctx.saved_tensors
         grad_hidden_KH = torch.empty_like(hidden_KH)
-        grad_weight_VH = torch.zeros_like(weight_VH, dtype=lse_K.dtype)
+        # A head that is not trained, as beneath adapters, is spared its product and its memory.
+        grad_weight_VH = None
+        if ctx.needs_input_grad[1]:
+            grad_weight_VH = torch.zeros_like(weight_VH, dtype=lse_K.dtype)
         for rows in _chunks(len(targets_K), ctx.chunk):
             logits_CV = _logits(hidden_KH[rows], weight_VH, banned, ctx.temperature)
             log_p_CV = logits_CV.sub_(lse_K[rows, None])
@@ -128,11 +131,15 @@ class _TokenLogprobs(torch.autograd.Function):
                 grad_CV.scatter_add_(1, targets_K[rows, None], grad_K[rows, None])
             grad_CV = grad_CV.div_(ctx.temperature).to(hidden_KH.dtype)
             torch.mm(grad_CV, weight_VH, out=grad_hidden_KH[rows])
+            if grad_weight_VH is None:
+                continue
             if grad_weight_VH.dtype == grad_CV.dtype:
                 grad_weight_VH.addmm_(grad_CV.T, hidden_KH[rows])
             else:
                 grad_weight_VH += grad_CV.T @ hidden_KH[rows]
-        return grad_hidden_KH, grad_weight_VH.to(weight_VH.dtype), None, None, None, None
+        if grad_weight_VH is not None:
+            grad_weight_VH = grad_weight_VH.to(weight_VH.dtype)
+        return grad_hidden_KH, grad_weight_VH, None, None, None, None
 
 
 def _chunks(number: int, size: int) -> list[slice]:

@@ -49,6 +49,8 @@ class VllmModel:
         os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
         # The model in this very process: weights are handed over without a copy.
         os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
+        # Under torchrun, vLLM would take its group for one of torchrun's, and wait for it.
+        os.environ.pop("TORCHELASTIC_USE_AGENT_STORE", None)
         try:
             import vllm
             from vllm.platforms import current_platform
@@ -97,6 +99,8 @@ class VllmModel:
                 raise InputError(f"rollout.vllm: vLLM does not take {folder}: {error}") from error
         self.max_model_len = int(self.llm.model_config.max_model_len)
         self.asleep = False
+        self.weights_awake = True
+        """On a GPU new weights are taken in while the cache is still asleep."""
         self.complete = True
         """The weights are whole: neither discarded by a deep sleep nor loaded in part."""
         self._finalizer = weakref.finalize(self, _shut_down, self.llm)
@@ -153,8 +157,9 @@ class VllmModel:
         EngineError when they do not fit the model.
         """
         with _undisturbed():
-            if self.asleep and not self.on_cpu:
+            if not (self.weights_awake or self.on_cpu):
                 self.llm.wake_up(tags=["weights"])
+                self.weights_awake = True
             self.complete = False
             argument = str(source) if isinstance(source, Path) else source
             try:
@@ -178,7 +183,7 @@ class VllmModel:
         else:
             self.llm.sleep(level=level)
             self.complete = level == 1
-        self.asleep = True
+        self.asleep, self.weights_awake = True, False
 
     def wake(self) -> None:
         """Take back what sleep gave."""
@@ -187,8 +192,9 @@ class VllmModel:
         if self.on_cpu:
             self.llm.collective_rpc("observe_restore_cache")
         else:
-            self.llm.wake_up()
-        self.asleep = False
+            # vLLM would map once more what is awake already, which CUDA refuses.
+            self.llm.wake_up(tags=["kv_cache"] if self.weights_awake else None)
+        self.asleep, self.weights_awake = False, True
 
     def cache_bytes(self) -> int:
         """Bytes that the key-value caches hold now."""

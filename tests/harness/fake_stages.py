@@ -83,6 +83,15 @@ def _rank(config: dict[str, Any], out: Path, progress: Progress) -> dict[str, An
     starts = len((out / f"starts.{rank}").read_text().splitlines())
     while sum(1 for _ in out.glob("starts.*")) < world:
         time.sleep(0.01)
+    if config.get("tells") == rank:
+        progress(0, 2, "here")
+        time.sleep(config["tells_s"])
+    if config.get("leaves") == rank:
+        os._exit(3)
+    if config.get("dies_slowly") == rank and starts == 1:
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        time.sleep(2.5)
+        os.kill(os.getpid(), signal.SIGKILL)
     if config.get("fails") == rank:
         raise ValueError("the lamp is out")
     if config.get("bad_input") == rank:

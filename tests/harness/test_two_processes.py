@@ -18,15 +18,16 @@ from harness.graph import Plan, make_plan
 from harness.store import Store
 
 TINY = Path(__file__).parents[1] / "slurm" / "tiny.yaml"
+STEPS = 6
 SETTINGS = {
-    "data.size": 16,
+    "data.size": 4 * STEPS,
     "parallel.strategy": "ddp",
     "resources.train": {"cpus": 2, "processes": 2, "mem_gb": 1},
 }
 
 
 def training() -> tuple[Plan, str]:
-    """A plan of a base model and one training of four steps; the id of the latter."""
+    """A plan of a base model and one training; the id of the latter."""
     ablation, start = load_ablation(TINY, SETTINGS)
     plan = make_plan(ablation, start, str(TINY))
     run = next(run for run in plan.runs if run.arm == plan.reference_arm)
@@ -53,18 +54,22 @@ def run(plan: Plan, store: Store) -> Outcome:
 
 def ranks_of(store: Store, stage: str) -> dict[int, int]:
     """Rank -> process id of the ranks that live."""
-    found = {}
+    found, parents = {}, {}
     for folder in Path("/proc").glob("[0-9]*"):
         try:
             command = (folder / "cmdline").read_bytes()
             if b"harness.ranks" not in command or str(store.folder(stage)).encode() not in command:
                 continue
             environment = (folder / "environ").read_bytes().split(b"\0")
+            parent = int((folder / "stat").read_text().rpartition(")")[2].split()[1])
         except OSError:
             continue
-        (rank,) = [entry[5:] for entry in environment if entry.startswith(b"RANK=")]
-        found[int(rank)] = int(folder.name)
-    return found
+        # None in a process that is just ending.
+        for entry in environment:
+            if entry.startswith(b"RANK="):
+                found[int(folder.name)], parents[int(folder.name)] = int(entry[5:]), parent
+    # What a rank starts looks like the rank itself until it runs its own program.
+    return {rank: pid for pid, rank in found.items() if parents[pid] not in found}
 
 
 @pytest.mark.long
@@ -74,17 +79,20 @@ def test_a_training_one_of_whose_ranks_is_killed_goes_on_bit_for_bit(tmp_path: P
     undisturbed = Store(tmp_path / "undisturbed")
     outcome = run(plan, undisturbed)
     assert outcome.complete, undisturbed.log(train).read_text()
-    assert len(metrics(undisturbed, train)) == 4
-    assert undisturbed.status(train).progress["total"] == 4
+    assert len(metrics(undisturbed, train)) == STEPS
+    assert undisturbed.status(train).progress["total"] == STEPS
 
     store = Store(tmp_path / "killed")
     (base,) = set(plan.stages) - {train}
     shutil.copytree(undisturbed.folder(base), store.folder(base))
 
     def kill() -> None:
+        # Looked for beforehand: on a busy machine that takes as long as the steps that are left.
+        while 1 not in (ranks := ranks_of(store, train)):
+            time.sleep(0.01)
         while len(metrics(store, train)) < 2:
             time.sleep(0.01)
-        os.kill(ranks_of(store, train)[1], signal.SIGKILL)
+        os.kill(ranks[1], signal.SIGKILL)
 
     killer = threading.Thread(target=kill, daemon=True)
     killer.start()

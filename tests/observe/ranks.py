@@ -11,18 +11,21 @@ from pathlib import Path
 from unittest import mock
 
 import torch
+from torch.distributed.checkpoint.filesystem import FileSystemReader
 from torch.distributed.elastic.multiprocessing.errors import record
 from torch.distributed.tensor import DTensor
 
 import observe.model.trainable
 import observe.run
-from observe.config import LossConfig, OptimConfig, ParallelConfig
+from observe.config import LossConfig, ModelConfig, OptimConfig, ParallelConfig
 from observe.data.sources import load_questions
 from observe.distributed import start
-from observe.model.policy import load_policy
+from observe.model.policy import Policy, load_policy
+from observe.model.trainable import trainable_policy
 from observe.rollout.engine import Completion
-from observe.run import prepare
-from observe.update import update_policy
+from observe.run import checkpoint, prepare, prompt_of
+from observe.sharding import OPTIMIZER_FOLDER, give_up
+from observe.update import divergence, update_policy
 
 sys.path.insert(0, str(Path(__file__).parent))
 
@@ -130,6 +133,41 @@ def gradients_of(strategy, base, out):
     return found
 
 
+def spread(base, out):
+    """What weights in bfloat16 that are spread compute, and what of them a checkpoint keeps."""
+    torch.set_num_threads(1)
+    config = changed(
+        model=ModelConfig(dtype="bfloat16"),
+        loss=LossConfig(kl_coefficient=0.1, kl_in="reward"),
+        parallel=ParallelConfig(strategy="fsdp2"),
+    )
+    start_at = Path(base) / "checkpoint"
+    made = prepare(config, Path(out), model=start_at, ladder=None)
+    whole = trainable_policy(config.model, start_at, None, seed=0)
+    questions, groups = rollout(whole)
+    picture = prompt_of(made, questions[0])
+    seen = picture.pixels_RD, picture.grid_I3
+    with torch.no_grad():
+        features = [p.through(Policy.image_features, *seen) for p in (made.policy, whole)]
+    give_up(made.policy)
+    made.step = 1
+    update_policy(made, questions, groups, SIGNAL)
+    before = weights(made)
+    # As in a step whose groups are all without signal.
+    divergence(made, questions, groups)
+    checkpoint(made, Path(out))
+    if made.parallel.is_first:
+        saved = load_policy(Path(out) / "checkpoint").model
+        kept = FileSystemReader(Path(out) / "checkpoint" / OPTIMIZER_FOLDER).read_metadata()
+        found = {
+            "features": features,
+            "same": {n: torch.equal(saved.get_parameter(n), w) for n, w in before.items()},
+            "kept": sorted(kept.state_dict_metadata),
+        }
+        torch.save(found, Path(out) / "spread.pt")
+    made.parallel.stop()
+
+
 def fail():
     """Rank 1 meets an error while rank 0 waits for its part."""
     parallel = start(ParallelConfig(strategy="ddp"), prompts_per_step=2)
@@ -139,5 +177,5 @@ def fail():
 
 
 if __name__ == "__main__":
-    command = {"fail": fail, "gradients": gradients}[sys.argv[1]]
+    command = {"fail": fail, "gradients": gradients, "spread": spread}[sys.argv[1]]
     record(command)(*sys.argv[2:])

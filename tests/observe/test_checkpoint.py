@@ -185,6 +185,14 @@ def test_an_error_that_is_not_the_disks_propagates(untrained, folder):
     assert step_of(latest_checkpoint(folder)) == 3
 
 
+def test_a_state_that_was_on_a_gpu_is_read_into_main_memory(untrained, tmp_path, monkeypatch):
+    # As torch writes down where a tensor of rank 0's lies.
+    monkeypatch.setattr(torch.serialization, "location_tag", lambda storage: "cuda:0")
+    save_checkpoint(tmp_path / "checkpoint", untrained, STATE)
+    state = load_state(tmp_path / "checkpoint")
+    assert state["optimizer"]["state"][0]["exp_avg"].device == torch.device("cpu")
+
+
 def test_a_state_can_run_no_code_of_its_own(folder):
     class Harmful:
         def __reduce__(self):

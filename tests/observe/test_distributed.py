@@ -25,6 +25,8 @@ from observe.errors import InputError
 from observe.glyphs.model import build_policy
 from observe.mapping import to_mapping
 from observe.rewards import compute_rewards, concatenate
+from observe.run import prepare
+from observe.sharding import load_optimizer, save_optimizer
 
 HERE = Path(__file__).parent
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
@@ -97,6 +99,33 @@ class Stopped(Exception):
     pass
 
 
+def test_spread_weights_compute_and_are_kept_as_whole_ones(base, tmp_path):
+    torchrun(HERE / "ranks.py", "spread", base, tmp_path)
+    found = torch.load(tmp_path / "spread.pt")
+    assert torch.equal(*found["features"])
+    # A pass without gradients comes before the checkpoint, which rounds nothing for it.
+    assert all(found["same"].values()), [n for n, same in found["same"].items() if not same]
+    assert {name.rsplit(".", 1)[0] for name in found["kept"]} == set(found["same"])
+
+
+@pytest.mark.parametrize("moved", [True, False])
+def test_an_optimizer_that_has_taken_no_step_yet_is_kept_too(base, tmp_path, moved):
+    alone = Parallel(device=torch.device("cpu"))
+    before, after = (
+        prepare(changed(), tmp_path, model=base / "checkpoint", ladder=None) for _ in range(2)
+    )
+    first = before.policy.trained()[0]
+    if moved:
+        first.grad = torch.ones_like(first)
+        before.optimizer.step()
+    save_optimizer(tmp_path / "optimizer", before.policy, before.optimizer, alone)
+    load_optimizer(tmp_path / "optimizer", after.policy, after.optimizer, alone)
+    assert len(after.optimizer.state) == moved
+    for found in after.optimizer.state.values():
+        for key, value in before.optimizer.state[first].items():
+            assert torch.equal(found[key], value)
+
+
 @pytest.mark.long
 def test_a_run_goes_on_with_two_processes_and_again_with_one(undisturbed, base, tmp_path):
     # Under ddp a checkpoint is a single process's; under fsdp2 it has to be put together.
@@ -159,6 +188,15 @@ def test_several_processes_need_a_strategy_and_a_question_each(monkeypatch):
     with pytest.raises(InputError, match=r"parallel\.strategy: none, yet 8 processes.*ddp"):
         start(ParallelConfig(), prompts_per_step=24)
     with pytest.raises(InputError, match="prompts_per_step: 4 questions for 8 processes"):
+        start(ParallelConfig(strategy="ddp"), prompts_per_step=4)
+
+
+def test_several_processes_need_a_device_each(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    for name, value in (("WORLD_SIZE", "2"), ("LOCAL_WORLD_SIZE", "2"), ("LOCAL_RANK", "1")):
+        monkeypatch.setenv(name, value)
+    with pytest.raises(InputError, match=r"2 processes on this machine, and 1 CUDA devices"):
         start(ParallelConfig(strategy="ddp"), prompts_per_step=4)
 
 

@@ -23,6 +23,7 @@ from observe.memory import cache_elements, estimate, parameter_counts
 from observe.model.logprobs import completion_logprobs
 from observe.model.shapes import empty_model, shape
 from observe.prompts import build_messages
+from observe.run import prepare
 
 LONG = changed(
     rollout=RolloutConfig(max_new_tokens=1024),
@@ -110,6 +111,39 @@ def test_spreading_and_checkpointing_save_and_a_reference_costs():
     assert of(with_kl).steady["reference"] == of().steady["weights"]
     with_both = changed(with_kl, model=ModelConfig(lora=LoraConfig(rank=16)))
     assert of(with_both).steady["reference"] == 0
+
+
+def test_spread_weights_are_float32_unless_an_adapter_alone_is_trained():
+    fsdp2 = ParallelConfig(strategy="fsdp2")
+    spread = changed(LONG, parallel=fsdp2, model=ModelConfig(dtype="bfloat16"))
+    everything = parameter_counts(shape("3b"), spread)[0]
+    assert of(spread, world_size=8).steady["weights"] == 4 * everything // 8
+    adapted = changed(spread, model=ModelConfig(dtype="bfloat16", lora=LoraConfig(rank=16)))
+    everything = parameter_counts(shape("3b"), adapted)[0]
+    assert of(adapted, world_size=8).steady["weights"] == 2 * everything // 8
+
+
+def test_a_head_that_is_not_trained_needs_no_gradient():
+    adapted = of(changed(LONG, model=ModelConfig(lora=LoraConfig(rank=16))))
+    head = 4 * 151936 * 2048
+    assert of().training["logits"] == adapted.training["logits"] + head
+
+
+@pytest.mark.parametrize(
+    ("values", "bytes_per_parameter"),
+    [
+        ({}, 4),
+        ({"loss": LossConfig(kl_coefficient=0.1)}, 8),
+        ({"model": ModelConfig(dtype="bfloat16")}, 6),
+    ],
+    ids=["float32", "with a reference", "with float32 copies"],
+)
+def test_what_a_process_holds_of_weights_is_not_counted_as_its_own(
+    base, tmp_path, values, bytes_per_parameter
+):
+    made = prepare(changed(**values), tmp_path, model=base / "checkpoint", ladder=None)
+    number = sum(p.numel() for p in made.policy.model.parameters())
+    assert memory.held_by_weights(made) == bytes_per_parameter * number
 
 
 def test_the_verdict_says_whether_it_fits_and_what_would_help():

@@ -1,6 +1,7 @@
 """Metrics of a step against hand-counted ones, and a log that survives kills."""
 
 import json
+import os
 
 import pytest
 import torch
@@ -150,6 +151,17 @@ def log(tmp_path, text, resume_at):
     path = tmp_path / "metrics.jsonl"
     path.write_text(text)
     return JsonLines(path, resume_at=resume_at)
+
+
+def test_what_a_resumed_run_keeps_is_on_the_disk_before_it_takes_the_place(tmp_path, monkeypatch):
+    path = tmp_path / "metrics.jsonl"
+    path.write_text('{"step": 1}\n{"step": 2}\n')
+    done = []
+    sync, replace = os.fsync, os.replace
+    monkeypatch.setattr(os, "fsync", lambda handle: (done.append("sync"), sync(handle)))
+    monkeypatch.setattr(os, "replace", lambda *names: (done.append("replace"), replace(*names)))
+    JsonLines(path, resume_at=1)
+    assert done == ["sync", "replace"] and path.read_text() == '{"step": 1}\n'
 
 
 def test_rows_beyond_the_step_that_is_resumed_are_made_again(tmp_path):

@@ -5,6 +5,7 @@ import time
 import pytest
 import torch
 
+from observe import performance
 from observe.data.sources import load_questions
 from observe.performance import (
     Clock,
@@ -67,9 +68,24 @@ def test_training_costs_four_forward_passes_and_sampling_one(untrained, samples)
 
 
 def test_on_a_cpu_there_is_memory_and_no_utilisation(untrained, samples):
-    found = performance_metrics(untrained, samples, [10, 10], [True, True], 1.0)
+    found = performance_metrics(
+        untrained, samples, [10, 10], [True, True], 1.0, dtype=torch.float32
+    )
     assert set(found) == {"perf/max_memory_gb"}
     assert 0.1 < found["perf/max_memory_gb"] < 100
+
+
+def test_the_utilisation_is_of_the_rate_in_the_type_that_is_computed_in(
+    untrained, samples, monkeypatch
+):
+    rates = {torch.bfloat16: 2e12, torch.float32: 1e12}
+    monkeypatch.setattr(performance, "peak_flops", lambda device, dtype: rates[dtype])
+    # Weights that are spread over processes are kept in float32 whatever it is.
+    one, other = (
+        performance_metrics(untrained, samples, [10, 10], [True, True], 1.0, dtype=dtype)
+        for dtype in rates
+    )
+    assert other["perf/mfu"] == pytest.approx(2 * one["perf/mfu"])
 
 
 def test_of_several_devices_the_fullest_and_the_mean_are_told():

@@ -188,6 +188,12 @@ def test_the_bonus_takes_its_least_length_from_the_ladder(ladder, prompt, bonus,
     assert dataclasses.replace(resolved, bonus=bonus) == reward
 
 
+def test_an_optimizer_step_goes_through_the_weights_one_by_one(base, tmp_path):
+    # What the memory estimate counts on: on a GPU torch takes all of them at once by default.
+    made = prepare(changed(), tmp_path, model=base / "checkpoint", ladder=None)
+    assert made.optimizer.defaults["foreach"] is False
+
+
 def test_seeds_are_stable_and_tell_their_parts_apart():
     assert stable_seed(0, 1, "a") == int(hashlib.sha256(b"0/1/a").hexdigest()[:16], 16) >> 1
     assert len({stable_seed(0, 1), stable_seed(1, 0), stable_seed(0, 11), stable_seed(0)}) == 4

@@ -4,6 +4,7 @@ import dataclasses
 import json
 import shutil
 import subprocess
+import threading
 import typing
 
 import pytest
@@ -111,6 +112,16 @@ def test_a_stopped_run_goes_on_as_if_undisturbed(finished, base, tmp_path, last)
     resumed = run(CONFIG, tmp_path, base)
     assert_same_run(tmp_path, finished[0])
     assert resumed["tokens"] == finished[1]["tokens"]
+
+
+def test_a_stopped_run_leaves_no_threads(base, tmp_path):
+    def stop(done, total, message):
+        raise Stopped
+
+    # Its error keeps the run alive.
+    with pytest.raises(Stopped):
+        run(CONFIG, tmp_path, base, progress=stop)
+    assert not [t for t in threading.enumerate() if t.name.startswith("prefetch")]
 
 
 def test_evaluation_and_logging_change_no_weights(finished, base, tmp_path):

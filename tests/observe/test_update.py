@@ -9,6 +9,7 @@ from small_runs import CONFIG, changed, rows, run
 from observe import grpo
 from observe.config import (
     BonusConfig,
+    LoraConfig,
     LossConfig,
     ModelConfig,
     OptimConfig,
@@ -18,7 +19,7 @@ from observe.config import (
 from observe.groups import reward_groups
 from observe.model.logprobs import completion_logprobs
 from observe.run import prepare, prompt_of
-from observe.update import set_lr, update_policy, weigh
+from observe.update import divergence, set_lr, update_policy, weigh
 
 
 def prepared(base, out, *, precise=False, **values):
@@ -227,6 +228,24 @@ def test_without_a_kl_term_no_reference_is_loaded(base, tmp_path, completions):
     made = prepared(base, tmp_path)
     assert made.reference is None
     assert "kl" not in update_policy(made, *completions, ADVANTAGES)
+
+
+def test_the_divergence_in_the_reward_is_that_of_the_policy_without_dropout(
+    base, tmp_path, completions
+):
+    made = prepared(
+        base,
+        tmp_path,
+        model=ModelConfig(lora=LoraConfig(rank=2, dropout=0.5)),
+        loss=LossConfig(kl_coefficient=0.1, kl_in="reward"),
+    )
+    with torch.no_grad():
+        for parameter in made.policy.trained():
+            parameter.add_(0.05)
+    kl_PG = divergence(made, *completions)
+    assert kl_PG.abs().sum() > 0
+    # Chance would not be that of a run that goes on from a checkpoint.
+    assert torch.equal(divergence(made, *completions), kl_PG)
 
 
 def test_the_learning_rate_warms_up_and_stays(base, tmp_path):

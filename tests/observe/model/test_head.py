@@ -110,3 +110,20 @@ def test_no_tokens_give_a_differentiable_nothing():
     logprobs, _ = token_logprobs(hidden[:0], weight, torch.zeros(0, dtype=torch.long))
     logprobs.sum().backward()
     assert not weight.grad.any()
+
+
+def test_a_head_that_is_not_trained_costs_no_gradient():
+    class Shapes(TorchDispatchMode):
+        def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+            result = function(*args, **(kwargs or {}))
+            made.extend(x.shape for x in tree_leaves(result) if isinstance(x, torch.Tensor))
+            return result
+
+    for trained in (True, False):
+        hidden, weight, targets = inputs()
+        weight.requires_grad_(trained)
+        logprobs, _ = token_logprobs(hidden, weight, targets, banned_ids=BANNED)
+        made: list[torch.Size] = []
+        with Shapes():
+            logprobs.sum().backward()
+        assert (weight.shape in made) == (weight.grad is not None) == trained

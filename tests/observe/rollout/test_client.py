@@ -2,6 +2,7 @@
 
 import http.server
 import importlib.util
+import os
 import socket
 import threading
 
@@ -14,6 +15,7 @@ from observe.rollout.client import ServerEngine, ServerGone, request_json
 from observe.rollout.factory import make_engine
 from observe.rollout.native import NativeEngine
 from observe.rollout.server import main
+from observe.rollout.vllm import VllmModel
 
 absent = pytest.mark.skipif(
     importlib.util.find_spec("vllm") is not None, reason="vLLM is installed here"
@@ -74,6 +76,14 @@ def test_a_server_that_dies_while_it_answers_is_gone():
 def test_without_vllm_the_error_says_what_to_install(policy, engine):
     with pytest.raises(InputError, match="pip install vllm"):
         make_engine(policy, RolloutConfig(engine=engine))
+
+
+@absent
+def test_vllm_does_not_wait_for_the_group_of_torchrun(tmp_path, monkeypatch):
+    monkeypatch.setenv("TORCHELASTIC_USE_AGENT_STORE", "True")
+    with pytest.raises(InputError, match="vLLM cannot be imported"):
+        VllmModel(tmp_path, VllmConfig(), dtype="float32")
+    assert "TORCHELASTIC_USE_AGENT_STORE" not in os.environ
 
 
 def test_the_native_engine_is_the_one_that_is_taken_by_default(policy):
