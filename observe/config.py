@@ -28,9 +28,9 @@ class BaseConfig:
     """Architecture: a small Qwen2.5-VL or Qwen3-VL."""
     look_steps: int = 120
     """First steps, mostly on observations alone: perception comes first."""
-    work_steps: int = 880
+    work_steps: int = 980
     """Steps after them on careful responses; the habits come in the steps that are left."""
-    steps: int = 1100
+    steps: int = 1200
     """Supervised steps in all; more steps leave less to learn by reinforcement."""
     batch_size: int = 64
     """Question-response pairs per step."""
