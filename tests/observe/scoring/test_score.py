@@ -1,9 +1,12 @@
 """Verdicts by table, on adversarial text, and under the clock."""
 
+import os
 import resource
+import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from string import ascii_letters
 
 import pytest
@@ -284,6 +287,51 @@ def test_slow_algebra_is_killed_counted_and_others_go_on():
     assert [v.correct for v in verdicts] == [True, None, True, None]
     assert verdicts[1].reason == "tag/expression: timeout"
     assert score_many([quick], timeout_s=30)[0].correct is True
+
+
+def test_time_outs_in_a_row_take_their_time_and_no_more():
+    """A worker that was cut off does not have to be started anew before the next verdict."""
+    workers.start(1)
+    for _ in range(3):
+        started = time.monotonic()
+        verdict = score(SLOW, "\\sqrt{2} y", answer_type="expression", timeout_s=0.5)
+        assert verdict.reason == "bare/expression: timeout"
+        assert 0.5 <= time.monotonic() - started < 1.2
+
+
+def test_nothing_is_left_of_a_worker_that_is_ended():
+    workers.forget()
+    workers.start(1)
+    leader = workers._pool._workers[0].process.pid
+    assert len(group(leader)) == 2
+    workers.forget()
+    wait_until(lambda: not group(leader))
+
+
+def test_where_the_algebra_of_a_worker_died_it_goes_on():
+    workers.forget()
+    workers.start(1)
+    leader = workers._pool._workers[0].process.pid
+    (fork,) = (pid for pid in group(leader) if pid != leader)
+    os.kill(fork, signal.SIGKILL)
+    wait_until(lambda: group(leader) == [leader])
+    assert score(tag("\\frac{\\sqrt{24}}{2}"), "\\sqrt{6}", timeout_s=30).correct is True
+
+
+def wait_until(true: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 10
+    while not true():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+def group(leader: int) -> list[int]:
+    """The processes of a group."""
+    listed = subprocess.run(
+        ["ps", "-eo", "pid=,pgid=,stat="], capture_output=True, text=True, check=True
+    )
+    lines = (line.split() for line in listed.stdout.splitlines())
+    return [int(pid) for pid, pgid, stat in lines if int(pgid) == leader and stat[0] != "Z"]
 
 
 def test_a_worker_may_have_less_memory_than_it_takes_at_most():
