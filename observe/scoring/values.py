@@ -45,6 +45,7 @@ _NUMBER_WORDS = re.compile(rf"\b(?:{NUMBER_WORD})\b", re.IGNORECASE)
 _FRACTION = re.compile(
     r"(\d*)\s*\\[dt]?frac\s*(?:\{\s*(-?\d+)\s*\}|(\d))\s*(?:\{\s*(\d+)\s*\}|(\d))"
 )
+_DIGITS = re.compile(r"\d+")
 _MIXED = re.compile(r"(\d+)\s+(\d+)\s*/\s*(\d+)")
 _SCIENTIFIC = re.compile(
     r"([\d.]+)(?:e|\s*(?:\\times|\\cdot|\u00d7|\u00b7|\*)\s*10\s*\^\s*\{?)([-+]?\d+)\}?"
@@ -106,7 +107,7 @@ def _clean(text: str) -> str:
         text = _SIZED.sub("", text)
         text = _WRAPPERS.sub(r"\1", text)
     text = _MATHS.sub(r" \1 ", text) if text.count("$") > 1 else text
-    if any(sign in text for sign in "\\$*`"):
+    if "\\" in text or "$" in text or "*" in text or "`" in text:
         text = _MARK_UP.sub(" ", text).replace("\\$", "$")
     text = " ".join(text.split()).strip("\"'")
     lead_in = _LEAD_IN.match(text)
@@ -155,6 +156,11 @@ def find_numbers(text: str) -> list[Number]:
         words = _NUMBER_WORDS.findall(text)
         numbers = [Number(Fraction(_WORDS.index(word.casefold())), 0, False) for word in words]
     return numbers
+
+
+def may_have_number_words(text: str) -> bool:
+    """Whether number words can be found in `text` once its digits are out."""
+    return not text.isascii() or _NUMBER_WORDS.search(_DIGITS.sub("", text)) is not None
 
 
 def _to_number(written: str) -> Number | None:
