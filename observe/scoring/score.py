@@ -19,8 +19,8 @@ MAX_ANSWER = 2000
 SPREAD = 1000
 """From so many requests on, workers do their share of the plain rules too."""
 
-PIECE = 250
-"""Requests, about, that a worker is given at a time."""
+PIECE = 64
+"""Requests, about, that are judged between two looks at what workers do."""
 
 
 class _Judgement(NamedTuple):
@@ -84,19 +84,19 @@ def score_many(
     pieces = _pieces(requests, workers)
     found: dict[int, _Judgement] = {}
 
-    def taken(piece: int, judgements: list[_Judgement]) -> list[Pair]:
-        found.update(zip(pieces[piece], judgements, strict=True))
+    def taken(some: list[int], judgements: list[_Judgement]) -> list[Pair]:
+        found.update(zip((i for piece in some for i in pieces[piece]), judgements, strict=True))
         open_claims = (c for j in judgements for c in j.claims if not isinstance(c, Outcome))
         return [pair for claim in open_claims for pair in pairs_in(claim)]
 
-    def requests_of(piece: int) -> list[ScoreRequest]:
-        return [requests[i] for i in pieces[piece]]
+    def requests_of(some: list[int]) -> list[ScoreRequest]:
+        return [requests[i] for piece in some for i in pieces[piece]]
 
     work = Piecework(
         len(pieces),
-        here=lambda piece: taken(piece, [_judge(request) for request in requests_of(piece)]),
-        packed=lambda piece: _to_text(requests_of(piece)),
-        unpacked=lambda piece, text: taken(piece, _from_text(text)),
+        here=lambda piece: taken([piece], [_judge(request) for request in requests_of([piece])]),
+        packed=lambda some: _to_text(requests_of(some)),
+        unpacked=lambda some, text: taken(some, _from_text(text)),
     )
     results = decide(work, workers=workers, timeout_s=timeout_s)
     decided = {Pair(*question): Outcome(*result) for question, result in results.items()}
@@ -115,7 +115,7 @@ def _pieces(requests: Sequence[ScoreRequest], workers: int) -> list[list[int]]:
 
 
 def judge_batch(batch: str) -> str:
-    """What a worker does with a piece of `score_many`."""
+    """What a worker does with some pieces of `score_many`."""
     return _to_text([_judge(request) for request in _from_text(batch)])
 
 

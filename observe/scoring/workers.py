@@ -22,6 +22,8 @@ START_TIMEOUT_S = 120.0
 piece of plain rules takes so long either."""
 GRACE_S = 1.0
 """A worker says itself that time is up; one that is silent for so much longer is killed."""
+MOST_PIECES = 8
+"""So many are given to a worker at once: what algebra they need is known when it has done them."""
 
 Question = tuple[str, str]
 """A gold and an answer."""
@@ -34,14 +36,14 @@ class Piecework(NamedTuple):
     pieces: int
     here: Callable[[int], Iterable[Question]]
     """Does a piece in this process."""
-    packed: Callable[[int], str]
-    """A piece for a worker."""
-    unpacked: Callable[[int, str], Iterable[Question]]
-    """Takes in what a worker found."""
+    packed: Callable[[list[int]], str]
+    """Some pieces for a worker."""
+    unpacked: Callable[[list[int], str], Iterable[Question]]
+    """Takes in what a worker found in them."""
 
 
 class _Worker:
-    """One process; it holds at most one job at a time: a question, or the number of a piece."""
+    """One process; it holds at most one job at a time: a question, or some pieces."""
 
     def __init__(self) -> None:
         environment = {**os.environ, "PYTHONPATH": os.pathsep.join(p for p in sys.path if p)}
@@ -55,12 +57,12 @@ class _Worker:
         )
         assert self.process.stdin is not None and self.process.stdout is not None
         self.stdin, self.stdout = self.process.stdin, self.process.stdout
-        self.job: Question | int | None = None
+        self.job: Question | list[int] | None = None
         self.ready = False
         self.deadline = time.monotonic() + START_TIMEOUT_S
         self._received: list[bytes] = []
 
-    def submit(self, job: Question | int, request: object, timeout_s: float) -> None:
+    def submit(self, job: Question | list[int], request: object, timeout_s: float) -> None:
         """Raises BrokenPipeError when the process has ended."""
         self.stdin.write(json.dumps(request).encode() + b"\n")
         self.stdin.flush()
@@ -165,11 +167,11 @@ class _Call:
         return [w for w in self._team() if w.job is not None]
 
     def _hand_out(self) -> None:
-        """Give each worker that is free a question, else a piece; start workers for questions.
+        """Give each worker that is free a question, else pieces; start workers for questions.
 
-        This process judges too, so one worker fewer gets pieces, and the last is left to it. It
-        takes them from the front and workers from the back, so that who once judged a question
-        mostly judges it again.
+        This process judges too, so one worker fewer gets pieces. It takes single ones, from the
+        front, so as to look after the others often. They take several, from the back, so that who
+        once judged a question mostly judges it again.
         """
         wanted = len(self.questions) + len(self._busy())
         while self.questions and len(self.pool) < min(self.workers, wanted):
@@ -184,14 +186,16 @@ class _Call:
                     worker.submit(question, request, self.timeout_s + GRACE_S)
                     self.questions.popleft()
                 elif len(self.pieces) > 1 and self._with_pieces() < self.workers - 1:
-                    piece = self.pieces[-1]
-                    worker.submit(piece, self.work.packed(piece), START_TIMEOUT_S)
-                    self.pieces.pop()
+                    share = len(self.pieces) // (2 * self.workers)
+                    some = list(self.pieces)[-max(1, min(MOST_PIECES, share)) :]
+                    worker.submit(some, self.work.packed(some), START_TIMEOUT_S)
+                    for _ in some:
+                        self.pieces.pop()
             except BrokenPipeError:
                 self._replace(worker)
 
     def _with_pieces(self) -> int:
-        return sum(isinstance(worker.job, int) for worker in self._team())
+        return sum(isinstance(worker.job, list) for worker in self._team())
 
     def _collect(self, *, wait: bool) -> None:
         """Take in what has arrived; with `wait`, the first that arrives or is late."""
@@ -215,7 +219,7 @@ class _Call:
         job, worker.job = worker.job, None
         if job is None:
             worker.ready = True
-        elif isinstance(job, int):
+        elif isinstance(job, list):
             self.ask(self.work.unpacked(job, json.loads(message)))
         else:
             equal, reason = json.loads(message)
@@ -227,8 +231,8 @@ class _Call:
                 f"a scoring worker could not start ({reason}); "
                 "does `python -m observe.scoring.worker` run, is math-verify installed?"
             )
-        if isinstance(worker.job, int):
-            self.ask(self.work.here(worker.job))
+        if isinstance(worker.job, list):
+            self.pieces.extend(worker.job)
         elif worker.job is not None:
             self.results[worker.job] = None, reason
         self._replace(worker)
