@@ -31,6 +31,14 @@ _ONLY_LETTERS = re.compile(
     r"\(?[A-Ja-j]\)(?:[,;/\s]*(?:or|and)?\s*\(?[A-Ja-j]\)?)*"
     r"|[A-Ja-j](?:\s*(?:[,;/]|\bor\b|\band\b)+\s*\(?[A-Ja-j]\)?)+"
 )
+_NEGATION = re.compile(r"\b(?:not|never|neither|none)\b|n't\b", re.IGNORECASE)
+_DENIED_FIRST = re.compile(
+    r"(?:[\w']+\s+){0,4}?(?:not|never|neither|\w+n't)\s+(?:be\s+)?(?:the\s+|an?\s+)?", re.IGNORECASE
+)
+_REJECTED = re.compile(
+    r"(?:(?:[Oo]ption|[Cc]hoice)\s+)?(?:\([A-J]\)|[A-J])\s+"
+    r"(?:is\s+(?:incorrect|wrong|false)|(?:is\s+not|isn't)\s+(?:the\s+)?(?:correct|right|answer))\b"
+)
 _GOES_ON = r"[.,:/]?\w|\s*\\sqrt|\s*\u221a"
 """What follows a text that is only the beginning of a word or of an expression."""
 _ON = re.compile(_GOES_ON)
@@ -95,6 +103,19 @@ def mentioned(text: str, options: tuple[str, ...], *, loosely: bool = False) -> 
         return _mentioned_ascii(text.lower(), folded)
     matches = mention_pattern(options).findall(text)
     return {folded.index(match.casefold()) for match in matches}
+
+
+def denied(text: str, options: Sequence[str] | None) -> bool:
+    """Whether cleaned `text` begins by denying an option: "not B", "it isn't red", "B is wrong"."""
+    options = tuple(options or ())
+    if _REJECTED.match(text):
+        return True
+    if not _NEGATION.search(text) or any(map(_NEGATION.search, options)):
+        return False  # Where an option says "not", it may be what is meant.
+    first = _DENIED_FIRST.match(text)
+    rest = text[first.end() :] if first else ""
+    names = tuple(name for name in _folded(options) if name)
+    return bool(rest) and (_LETTER.match(rest) is not None or fold(rest).startswith(names))
 
 
 def _mentioned_ascii(text: str, options: Sequence[str]) -> set[int]:

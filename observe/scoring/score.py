@@ -10,7 +10,7 @@ from observe.scoring.extract import extract, extract_untagged
 from observe.scoring.verdict import AnswerType, ScoreRequest, Verdict
 from observe.scoring.workers import Piecework, decide, ready
 
-VERSION = "2"
+VERSION = "3"
 """Raised whenever a verdict can change; recorded with every result."""
 
 MAX_ANSWER = 2000
@@ -128,7 +128,7 @@ def _from_text(text: str) -> list[Any]:
 
 
 def _judge(request: ScoreRequest) -> _Judgement:
-    golds = [request.gold] if isinstance(request.gold, str) else list(request.gold)
+    golds = [request.gold] if isinstance(request.gold, str) else list(request.gold) or [""]
     options = tuple(request.options) if request.options else None
     kind = request.answer_type or infer_type(golds[0], options)
     find = extract_untagged if request.ignore_tags else extract

@@ -65,7 +65,7 @@ _LEAD_IN = re.compile(
     r"(?:it is|it's|this is|(?:the )?(?:final |correct )?answer is|there are|there is)\s+)+",
     re.IGNORECASE,
 )
-_YES_NO = re.compile(rf"\b(?:{YES_NO})\b")
+_YES_NO = re.compile(rf"(\bnot\s+|n't\s+)?\b({YES_NO})\b")
 _YES_NO_LEADING = re.compile(rf"(?:{YES_NO})\b[,.:;]?\s+(?!or\b)\w+\s+\w+\s+\w+")
 _MATHS = re.compile(r"(?<!\\)\$([^$]*[^$\\])\$")
 _MARK_UP = re.compile(r"\\[()\[\],;!]|\*\*|`|\$(?!\d)|\\\s")
@@ -234,10 +234,10 @@ def _close(value: Fraction, decimals: int | None, gold: Number) -> bool:
 def read_yes_no(text: str) -> bool | None:
     """True or False for cleaned `text` that says yes/true or no/false; None if neither or both.
 
-    A leading word followed by a clause decides ("no, it is not true").
+    A leading word followed by a clause decides ("no, it is true that"); "not true" is no.
     """
     text = text.casefold()
-    said = [word in ("yes", "true") for word in _YES_NO.findall(text)]
+    said = [(word in ("yes", "true")) != bool(denied) for denied, word in _YES_NO.findall(text)]
     if len(set(said)) == 1:
         return said[0]
     return said[0] if said and _YES_NO_LEADING.match(text) else None

@@ -83,6 +83,9 @@ def test_importing_the_scorer_is_light():
         ("no, it is not true", "no", "yes_no", True),
         ("True", "yes", "yes_no", True),
         ("yes or no", "yes", "yes_no", False),
+        ("not true", "yes", "yes_no", False),
+        ("That isn't true.", "no", "yes_no", True),
+        ("no, that is not true", "no", "yes_no", True),
         ("yes no", "yes", "yes_no", False),
         ("yesterday", "yes", "yes_no", False),
         ("The  Red circle", "red circle", "text", True),
@@ -125,6 +128,15 @@ def test_equivalence(answer, gold, answer_type, correct):
         ("E", "B", False),
         ("a colour", "A", False),
         ("the correct answer is A or B or C", "B", False),
+        ("not B", "B", False),
+        ("not blue", "B", False),
+        ("It isn't blue", "B", False),
+        ("It is not option B", "B", False),
+        ("B is not correct", "B", False),
+        ("Option B is wrong", "B", False),
+        ("B is the answer, not a doubt", "B", True),
+        ("B, as A is not larger", "B", True),
+        ("It is not clear, but B", "B", True),
     ],
 )
 def test_choices(answer, gold, correct):
@@ -216,6 +228,17 @@ def test_an_unreadable_gold_is_reported(gold, answer_type, options, response):
     verdict = score(response, gold, answer_type=answer_type, options=options, timeout_s=30)
     assert verdict.correct is None
     assert "gold" in verdict.reason
+
+
+def test_no_gold_at_all_is_reported():
+    verdict = score(tag("7"), [])
+    assert (verdict.correct, verdict.reason) == (None, "tag/text: gold is empty")
+
+
+def test_what_an_option_says_may_have_not_in_it():
+    options = ("not red", "red", "it cannot be told")
+    assert score(tag("not red"), "A", options=options).correct is True
+    assert score(tag("not red"), "B", options=options).correct is False
 
 
 def test_any_of_several_golds_is_right():
