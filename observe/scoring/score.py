@@ -78,7 +78,7 @@ def score_many(
     """Judge many responses; verdicts come in the order of the requests.
 
     Equalities that need algebra are spread over `workers` processes, each with `timeout_s` of wall
-    time after which its process is killed and replaced (reason "...: timeout"). What was decided
+    time after which it is cut off (reason "...: timeout"). What was decided
     once is remembered.
     """
     pieces = _pieces(requests, workers)
