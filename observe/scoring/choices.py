@@ -31,6 +31,17 @@ _ONLY_LETTERS = re.compile(
     r"\(?[A-Ja-j]\)(?:[,;/\s]*(?:or|and)?\s*\(?[A-Ja-j]\)?)*"
     r"|[A-Ja-j](?:\s*(?:[,;/]|\bor\b|\band\b)+\s*\(?[A-Ja-j]\)?)+"
 )
+_NEGATION = re.compile(r"\b(?:not|never|neither|none)\b|n't\b", re.IGNORECASE)
+_DENIED_FIRST = re.compile(
+    r"(?:[\w']+\s+){0,4}?(?:not|never|neither|\w+n't)\s+(?:be\s+)?(?:the\s+|an?\s+)?", re.IGNORECASE
+)
+_REJECTED = re.compile(
+    r"(?:(?:[Oo]ption|[Cc]hoice)\s+)?(?:\([A-J]\)|[A-J])\s+"
+    r"(?:is\s+(?:incorrect|wrong|false)|(?:is\s+not|isn't)\s+(?:the\s+)?(?:correct|right|answer))\b"
+)
+_GOES_ON = r"[.,:/]?\w|\s*\\sqrt|\s*\u221a"
+"""What follows a text that is only the beginning of a word or of an expression."""
+_ON = re.compile(_GOES_ON)
 _CLAUSE_END = re.compile(r"[;\n]|,\s|\.\s|\s(?:because|since|as|so|which)\s", re.IGNORECASE)
 _WRITING = re.compile(r"(?<=\\)[dt](?=frac)|[\s\\{}$]")
 _LONE_LETTER = re.compile(r"\b[A-Za-z]\b")
@@ -74,9 +85,7 @@ def mention_pattern(options: tuple[str, ...]) -> re.Pattern[str]:
     """A pattern for any option's text as whole words, longest first, whatever its case."""
     texts = sorted(set(_folded(options)) - {""}, key=len, reverse=True)
     alternatives = "|".join(map(re.escape, texts))
-    return re.compile(
-        rf"(?<![\w.])(?i:{alternatives})(?![.,:/]?\w)(?!\s*\\sqrt|\s*\u221a)" if texts else "(?!)"
-    )
+    return re.compile(rf"(?<![\w.])(?i:{alternatives})(?!{_GOES_ON})" if texts else "(?!)")
 
 
 def mentioned(text: str, options: tuple[str, ...], *, loosely: bool = False) -> set[int]:
@@ -91,12 +100,39 @@ def mentioned(text: str, options: tuple[str, ...], *, loosely: bool = False) -> 
         return {i for i in found if not any(_proper(wanted[i], wanted[j]) for j in found)}
     folded, text = _folded(options), _bare_roots(text)
     if _all_ascii(options) and text.isascii():
-        # Without case they are found far faster than by the pattern, which need not be made then.
-        lowered = text.lower()
-        if not any(option in lowered for option in folded if option):
-            return set()
+        return _mentioned_ascii(text.lower(), folded)
     matches = mention_pattern(options).findall(text)
     return {folded.index(match.casefold()) for match in matches}
+
+
+def denied(text: str, options: Sequence[str] | None) -> bool:
+    """Whether cleaned `text` begins by denying an option: "not B", "it isn't red", "B is wrong"."""
+    options = tuple(options or ())
+    if _REJECTED.match(text):
+        return True
+    if not _NEGATION.search(text) or any(map(_NEGATION.search, options)):
+        return False  # Where an option says "not", it may be what is meant.
+    first = _DENIED_FIRST.match(text)
+    rest = text[first.end() :] if first else ""
+    names = tuple(name for name in _folded(options) if name)
+    return bool(rest) and (_LETTER.match(rest) is not None or fold(rest).startswith(names))
+
+
+def _mentioned_ascii(text: str, options: Sequence[str]) -> set[int]:
+    """What `mention_pattern` finds, without making it, which takes longer than all else."""
+    places = []
+    for index, option in enumerate(options):
+        start = text.find(option) if option else -1
+        while start >= 0:
+            places.append((start, -len(option), index))
+            start = text.find(option, start + 1)
+    found, end = set(), 0
+    for start, length, index in sorted(places):
+        begins = start == 0 or not (text[start - 1].isalnum() or text[start - 1] in "_.")
+        if start >= end and begins and not _ON.match(text, start - length):
+            found.add(index)
+            end = start - length
+    return found
 
 
 def read_choices(text: str, options: Sequence[str] | None) -> set[int]:

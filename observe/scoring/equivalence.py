@@ -10,7 +10,7 @@ from functools import lru_cache
 from typing import NamedTuple
 
 from observe.scoring import values
-from observe.scoring.choices import read_choices
+from observe.scoring.choices import denied, read_choices
 from observe.scoring.estimate import estimate
 from observe.scoring.symbolic import too_complex
 from observe.scoring.units import without_unit
@@ -139,7 +139,7 @@ def _equal_choice(answer: str, gold: str, options: Sequence[str] | None) -> Outc
     named = read_choices(answer, options)
     if len(named) != 1:
         return Outcome(False, "several options" if named else "not one of the options")
-    return _decide(named == right)
+    return _decide(named == right and not denied(answer, options))
 
 
 def _equal_yes_no(answer: str, gold: str) -> Outcome:

@@ -49,10 +49,10 @@ _CHOICE_PHRASES = (
     ),
     re.compile(r"(?:\u9009\u9879|\u9009)\s*[\u662f\u4e3a:]?\s*(\(?[A-J]\)?)(?![A-Za-z'])"),
 )
-_CUE = re.compile(
-    r"answer|final|correct|right|best|solution|option|choice|letter|\u7b54|\u9009", re.IGNORECASE
-)
-"""One of these words stands in each of the phrases: without it none of them is looked for."""
+_CUES = ("answer", "final", "correct", "right", "best", "solution", "option", "choice", "letter")
+"""One of these words, or of two Chinese ones, stands in each of the phrases."""
+_CUE = re.compile("|".join((*_CUES, "\u7b54", "\u9009")), re.IGNORECASE)
+_SHORTEST_PHRASE = len("answer:7")
 _PHRASE_END = re.compile(r"\s+(?:because|since)\b|\.\s+(?=[A-Z])|\u3002")
 _LETTER_ALONE = re.compile(r"\W*[A-J]\W*")
 _BOLD = re.compile(r"(?<![\w)])\*\*|\*\*(?![\w(])")
@@ -139,7 +139,7 @@ def _boxed(text: str) -> str | None:
 
 
 def _phrase(text: str, kind: AnswerType, options: Sequence[str] | None) -> str | None:
-    if not _CUE.search(text):
+    if not _has_cue(text):
         return None
     patterns = (_PHRASE, *_CHOICE_PHRASES) if kind == "choice" else (_PHRASE,)
     found = [match for match in (_last(pattern, text) for pattern in patterns) if match]
@@ -150,6 +150,16 @@ def _phrase(text: str, kind: AnswerType, options: Sequence[str] | None) -> str |
         named = [phrase for phrase in stated if read_choices(clean(phrase), options)]
         stated = named or [phrase for phrase in stated if not _LETTER_ALONE.fullmatch(phrase)]
     return stated[0] or None if stated else None
+
+
+def _has_cue(text: str) -> bool:
+    """Whether one of the phrases can stand in the text at all."""
+    if not text.isascii():
+        return _CUE.search(text) is not None
+    if len(text) < _SHORTEST_PHRASE:
+        return False
+    lowered = text.lower()
+    return any(cue in lowered for cue in _CUES)
 
 
 def _bare_last(

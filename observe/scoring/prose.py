@@ -169,13 +169,16 @@ def find_number(text: str, question: str | None) -> str | None:
 
 def _without_table(text: str) -> str:
     """The text without a numbered list of values, which states none of them."""
-    return _TABLE_LINE.sub("", text).strip() if len(_TABLE_LINE.findall(text)) > 2 else text
+    if text.count("\n") < 2 or len(_TABLE_LINE.findall(text)) < 3:
+        return text
+    return _TABLE_LINE.sub("", text).strip()
 
 
 @lru_cache(maxsize=1024)
 def _given(question: str) -> frozenset[Fraction]:
     """The numbers in a question, in digits and in words."""
-    return frozenset(_values(question) + _values(_DIGIT.sub("", question)))
+    in_words = _values(_DIGIT.sub("", question)) if values.may_have_number_words(question) else ()
+    return frozenset((*_values(question), *in_words))
 
 
 def _values(text: str) -> list[Fraction]:

@@ -8,9 +8,9 @@ from typing import Any, NamedTuple
 from observe.scoring.equivalence import Claim, Outcome, Pair, conclude, equal, infer_type, pairs_in
 from observe.scoring.extract import extract, extract_untagged
 from observe.scoring.verdict import AnswerType, ScoreRequest, Verdict
-from observe.scoring.workers import alongside, ready, symbolic_equal
+from observe.scoring.workers import Piecework, decide, ready
 
-VERSION = "2"
+VERSION = "3"
 """Raised whenever a verdict can change; recorded with every result."""
 
 MAX_ANSWER = 2000
@@ -18,6 +18,9 @@ MAX_ANSWER = 2000
 
 SPREAD = 1000
 """From so many requests on, workers do their share of the plain rules too."""
+
+PIECE = 64
+"""Requests, about, that are judged between two looks at what workers do."""
 
 
 class _Judgement(NamedTuple):
@@ -75,44 +78,44 @@ def score_many(
     """Judge many responses; verdicts come in the order of the requests.
 
     Equalities that need algebra are spread over `workers` processes, each with `timeout_s` of wall
-    time after which its process is killed and replaced (reason "...: timeout"). What was decided
+    time after which it is cut off (reason "...: timeout"). What was decided
     once is remembered.
     """
-    judgements = _judge_all(requests, workers)
-    claims = (
-        claim
-        for judgement in judgements
-        for claim in judgement.claims
-        if not isinstance(claim, Outcome)
+    pieces = _pieces(requests, workers)
+    found: dict[int, _Judgement] = {}
+
+    def taken(some: list[int], judgements: list[_Judgement]) -> list[Pair]:
+        found.update(zip((i for piece in some for i in pieces[piece]), judgements, strict=True))
+        open_claims = (c for j in judgements for c in j.claims if not isinstance(c, Outcome))
+        return [pair for claim in open_claims for pair in pairs_in(claim)]
+
+    def requests_of(some: list[int]) -> list[ScoreRequest]:
+        return [requests[i] for piece in some for i in pieces[piece]]
+
+    work = Piecework(
+        len(pieces),
+        here=lambda piece: taken([piece], [_judge(request) for request in requests_of([piece])]),
+        packed=lambda some: _to_text(requests_of(some)),
+        unpacked=lambda some, text: taken(some, _from_text(text)),
     )
-    pairs = list(dict.fromkeys(pair for claim in claims for pair in pairs_in(claim)))
-    decided: dict[Pair, Outcome] = {}
-    if pairs:
-        results = symbolic_equal(pairs, workers=workers, timeout_s=timeout_s)
-        decided = {pair: Outcome(*result) for pair, result in zip(pairs, results, strict=True)}
-    return [_conclude(judgement, decided) for judgement in judgements]
+    results = decide(work, workers=workers, timeout_s=timeout_s)
+    decided = {Pair(*question): Outcome(*result) for question, result in results.items()}
+    return [_conclude(found[i], decided) for i in range(len(requests))]
 
 
-def _judge_all(requests: Sequence[ScoreRequest], workers: int) -> list[_Judgement]:
-    """The plain rules; of many requests, the workers that run do a share each."""
-    processes = 1 + min(workers - 1, ready()) if len(requests) >= SPREAD else 1
-    if processes < 2:
-        return [_judge(request) for request in requests]
-    shares: list[list[int]] = [[] for _ in range(processes)]
+def _pieces(requests: Sequence[ScoreRequest], workers: int) -> list[list[int]]:
+    """The places of the requests: one piece of few; many that workers who run can share in."""
+    if len(requests) < SPREAD or min(workers - 1, ready()) < 1:
+        return [list(range(len(requests)))]
+    pieces: list[list[int]] = [[] for _ in range(len(requests) // PIECE)]
     for i, request in enumerate(requests):
         # Responses to one question stay together: much of the work is done once for all of them.
-        shares[hash((request.question, str(request.gold))) % processes].append(i)
-    batches = [_to_text([requests[i] for i in share]) for share in shares[1:]]
-    own, answers = alongside(batches, lambda: [_judge(requests[i]) for i in shares[0]])
-    found: dict[int, _Judgement] = dict(zip(shares[0], own, strict=True))
-    for share, answer in zip(shares[1:], answers, strict=True):
-        judged = [_judge(requests[i]) for i in share] if answer is None else _from_text(answer)
-        found.update(zip(share, judged, strict=True))
-    return [found[i] for i in range(len(requests))]
+        pieces[hash((request.question, str(request.gold))) % len(pieces)].append(i)
+    return [piece for piece in pieces if piece]
 
 
 def judge_batch(batch: str) -> str:
-    """What a worker does with its share of `_judge_all`."""
+    """What a worker does with some pieces of `score_many`."""
     return _to_text([_judge(request) for request in _from_text(batch)])
 
 
@@ -125,7 +128,7 @@ def _from_text(text: str) -> list[Any]:
 
 
 def _judge(request: ScoreRequest) -> _Judgement:
-    golds = [request.gold] if isinstance(request.gold, str) else list(request.gold)
+    golds = [request.gold] if isinstance(request.gold, str) else list(request.gold) or [""]
     options = tuple(request.options) if request.options else None
     kind = request.answer_type or infer_type(golds[0], options)
     find = extract_untagged if request.ignore_tags else extract

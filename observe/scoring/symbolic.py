@@ -15,6 +15,8 @@ MAX_LENGTH = 400
 MAX_NESTING = 12
 MAX_DIGITS = 40
 MAX_EXPONENT = 5000
+Judgement = tuple[bool | None, str]
+"""Whether two expressions are equal, None where that cannot be said, and why."""
 PRECISION = 30
 """Digits to which numbers are evaluated."""
 
@@ -44,7 +46,7 @@ def too_complex(text: str) -> str | None:
     return None
 
 
-def judge(gold: str, answer: str) -> tuple[bool | None, str]:
+def judge(gold: str, answer: str) -> Judgement:
     """Whether two expressions are equal; None when the gold cannot be parsed.
 
     Math-Verify compares numbers after rounding to six places, so that two tiny ones would be equal:

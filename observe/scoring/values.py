@@ -45,6 +45,7 @@ _NUMBER_WORDS = re.compile(rf"\b(?:{NUMBER_WORD})\b", re.IGNORECASE)
 _FRACTION = re.compile(
     r"(\d*)\s*\\[dt]?frac\s*(?:\{\s*(-?\d+)\s*\}|(\d))\s*(?:\{\s*(\d+)\s*\}|(\d))"
 )
+_DIGITS = re.compile(r"\d+")
 _MIXED = re.compile(r"(\d+)\s+(\d+)\s*/\s*(\d+)")
 _SCIENTIFIC = re.compile(
     r"([\d.]+)(?:e|\s*(?:\\times|\\cdot|\u00d7|\u00b7|\*)\s*10\s*\^\s*\{?)([-+]?\d+)\}?"
@@ -64,7 +65,7 @@ _LEAD_IN = re.compile(
     r"(?:it is|it's|this is|(?:the )?(?:final |correct )?answer is|there are|there is)\s+)+",
     re.IGNORECASE,
 )
-_YES_NO = re.compile(rf"\b(?:{YES_NO})\b")
+_YES_NO = re.compile(rf"(\bnot\s+|n't\s+)?\b({YES_NO})\b")
 _YES_NO_LEADING = re.compile(rf"(?:{YES_NO})\b[,.:;]?\s+(?!or\b)\w+\s+\w+\s+\w+")
 _MATHS = re.compile(r"(?<!\\)\$([^$]*[^$\\])\$")
 _MARK_UP = re.compile(r"\\[()\[\],;!]|\*\*|`|\$(?!\d)|\\\s")
@@ -106,7 +107,7 @@ def _clean(text: str) -> str:
         text = _SIZED.sub("", text)
         text = _WRAPPERS.sub(r"\1", text)
     text = _MATHS.sub(r" \1 ", text) if text.count("$") > 1 else text
-    if any(sign in text for sign in "\\$*`"):
+    if "\\" in text or "$" in text or "*" in text or "`" in text:
         text = _MARK_UP.sub(" ", text).replace("\\$", "$")
     text = " ".join(text.split()).strip("\"'")
     lead_in = _LEAD_IN.match(text)
@@ -155,6 +156,11 @@ def find_numbers(text: str) -> list[Number]:
         words = _NUMBER_WORDS.findall(text)
         numbers = [Number(Fraction(_WORDS.index(word.casefold())), 0, False) for word in words]
     return numbers
+
+
+def may_have_number_words(text: str) -> bool:
+    """Whether number words can be found in `text` once its digits are out."""
+    return not text.isascii() or _NUMBER_WORDS.search(_DIGITS.sub("", text)) is not None
 
 
 def _to_number(written: str) -> Number | None:
@@ -228,10 +234,10 @@ def _close(value: Fraction, decimals: int | None, gold: Number) -> bool:
 def read_yes_no(text: str) -> bool | None:
     """True or False for cleaned `text` that says yes/true or no/false; None if neither or both.
 
-    A leading word followed by a clause decides ("no, it is not true").
+    A leading word followed by a clause decides ("no, it is true that"); "not true" is no.
     """
     text = text.casefold()
-    said = [word in ("yes", "true") for word in _YES_NO.findall(text)]
+    said = [(word in ("yes", "true")) != bool(denied) for denied, word in _YES_NO.findall(text)]
     if len(set(said)) == 1:
         return said[0]
     return said[0] if said and _YES_NO_LEADING.match(text) else None
