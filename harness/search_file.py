@@ -110,6 +110,15 @@ def load_search(path: Path, overrides: dict[str, Any]) -> tuple[Search, dict[str
     some = {key: (r.choices or (r.low, r.high))[0] for key, r in search.space.items()}
     other = {key: (r.choices or (r.low, r.high))[-1] for key, r in search.space.items()}
     _, start = comparison(search, path, some, other)
+    steps = start["data"]["size"] // start["prompts_per_step"]
+    evaluated = any(0 < step <= steps for step in start["eval_steps"])
+    for objective in search.objectives:
+        if objective.metric.startswith("eval/") and not evaluated:
+            raise InputError(
+                f"{path}: objectives: {objective.metric} is never recorded after the start, as "
+                f"none of eval_steps ({start['eval_steps']}) is from 1 to {steps}, the last step; "
+                f"set eval_steps, e.g. to [{steps}]"
+            )
     for key, values in search.space.items():
         for value in values.choices or (values.low, values.high):
             train_config(start, {key: value}, f"{path}: space.{key}")
