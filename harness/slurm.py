@@ -123,12 +123,13 @@ def accounted(key: str) -> Job | None:
 
 
 def max_array_size() -> int | None:
-    """How many elements an array may have; None when Slurm does not answer."""
+    """How many elements an array may have, 1 where arrays are switched off; None when Slurm does
+    not answer."""
     told = ask("scontrol", "show", "config") or ""
     for line in told.splitlines():
         name, _, value = line.partition("=")
         if name.strip() == "MaxArraySize":
-            return int(value)
+            return max(1, int(value))
     return None
 
 

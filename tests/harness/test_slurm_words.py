@@ -103,6 +103,17 @@ def test_jobs_of_any_name_are_read(commands: Commands) -> None:
     }
 
 
+@pytest.mark.parametrize(("size", "sent"), [(1001, ["array"]), (1, ["job"] * 3), (0, ["job"] * 3)])
+def test_where_arrays_are_switched_off_jobs_are_sent_one_by_one(
+    tmp_path: Path, commands: Commands, size: int, sent: list[str]
+) -> None:
+    config = CONFIG.format(size=size)
+    commands(sbatch=SENDS, squeue=QUEUED, scontrol=config, srun="#!/bin/sh\n")
+    assert executor_in(tmp_path, 3).poll(0) == []
+    assert (tmp_path / "bin" / "sent").read_text().split() == sent
+    assert sorted(set(jobs_of(tmp_path))) == [str(number + 1) for number in range(len(sent))]
+
+
 def test_a_job_that_an_sbatch_without_an_answer_left_is_found(
     tmp_path: Path,
     commands: Commands,
