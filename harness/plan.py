@@ -112,6 +112,11 @@ def _confounding(ablation: Ablation, plan: Plan) -> list[str]:
     reference = next(run for run in plan.runs if run.arm == plan.reference_arm)
     for name in ablation.variants:
         run = next(run for run in plan.runs if run.arm == name)
+        if any(run.stages == other.stages for other in plan.runs if other.arm == reference.arm):
+            warnings.append(
+                f"{name} is the reference itself, with its settings and seed; give it another seed "
+                "or settings"
+            )
         changed = _changes(run, reference)
         if len(changed) > 1:
             warnings.append(
