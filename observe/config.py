@@ -648,6 +648,8 @@ class TrainConfig:
         for key, (count, least) in counts.items():
             if count < least:
                 raise InputError(f"{key}: expected at least {least}, got {count}")
+        if not -(2**63) <= self.seed < 2**63:
+            raise InputError(f"seed: expected an integer of 64 bits, got {self.seed}")
         if any(step < 0 for step in self.eval_steps):
             raise InputError(f"eval_steps: expected 0 or more, got {min(self.eval_steps)}")
         if not 0 < rollout.temperature < math.inf:
