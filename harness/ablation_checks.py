@@ -5,6 +5,7 @@ Each is an InputError that names file, key and remedy, before anything runs.
 
 import dataclasses
 import graphlib
+import math
 import re
 from pathlib import Path
 from typing import Any, NoReturn
@@ -21,6 +22,11 @@ SUITES = Path(benchmarks.__file__).resolve().parent / "suites.yaml"
 TASKS = SUITES.parent / "tasks"
 """A file for each benchmark."""
 
+MOST_COMBINATIONS = 100_000
+"""Combinations of levels that a design may consist of, before exclude."""
+MOST_IN_FRACTION = 16
+"""Factors among whose fractions the smallest is found within seconds."""
+
 RESERVED = ("run", "arm", "seed", "kind", "prompt", "code")
 """Columns of the runs table beside the factors."""
 
@@ -36,8 +42,11 @@ def check(ablation: Ablation, source: str) -> None:
     def fail(key: str, message: str) -> None:
         raise InputError(f"{source}: {key}: {message}")
 
-    if not re.fullmatch(r"[A-Za-z0-9][\w.-]*", ablation.name):
-        fail("name", f"{ablation.name!r} is no folder name; use letters, digits, '.', '_', '-'")
+    if not re.fullmatch(r"[A-Za-z0-9][\w.-]{0,99}", ablation.name):
+        fail(
+            "name",
+            f"{ablation.name!r} is no folder name; use up to 100 letters, digits, '.', '_', '-'",
+        )
     if not ablation.factors:
         fail("factors", "at least one factor is needed")
     for name, factor in ablation.factors.items():
@@ -48,6 +57,9 @@ def check(ablation: Ablation, source: str) -> None:
             fail(key, "a column of the result tables has this name; rename the factor")
         if len(factor.levels) < 2:
             fail(f"{key}.levels", "at least two levels are needed")
+        for level in factor.levels:
+            if not level.isprintable() or not level.strip():
+                fail(f"{key}.levels", f"{level!r} is no name; use characters that can be seen")
         if factor.control not in factor.levels:
             known = ", ".join(factor.levels)
             fail(f"{key}.control", f"unknown level {factor.control!r}; levels: {known}")
@@ -122,7 +134,21 @@ def _check_design(ablation: Ablation, source: str) -> None:
         fail(
             "vary", f"zip pairs levels one to one, but the factors have differently many ({given})"
         )
+    varied = {"full_factorial": tuple(factors), "product": ablation.vary}.get(design, ())
+    combinations = math.prod(len(factors[name].levels) for name in varied)
+    if combinations > MOST_COMBINATIONS:
+        fail(
+            "design",
+            f"{combinations} combinations of levels, more than {MOST_COMBINATIONS}; use "
+            "fractional_factorial, leave_one_out or arms",
+        )
     if design == "fractional_factorial":
+        if len(factors) > MOST_IN_FRACTION:
+            fail(
+                "factors",
+                f"{len(factors)} are too many for a fractional_factorial, which takes up to "
+                f"{MOST_IN_FRACTION}; use leave_one_out or arms",
+            )
         for name, factor in factors.items():
             if len(factor.levels) != 2:
                 fail(

@@ -12,16 +12,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from ruamel.yaml import YAML
-from ruamel.yaml.error import YAMLError
-
 import observe
 from harness.ablation import Ablation
 from harness.ablation_checks import check, check_settings, train_config
 from observe.config import EMBEDDED, TrainConfig
 from observe.errors import InputError
 from observe.hub import is_hub_id
-from observe.mapping import from_mapping, load_yaml, to_mapping, with_overrides
+from observe.mapping import from_mapping, load_yaml, parse_yaml, to_mapping, with_overrides
 
 RECIPES = Path(observe.__file__).resolve().parent.parent / "recipes"
 """Where named recipes live."""
@@ -71,10 +68,7 @@ def parse_override(text: str) -> tuple[str, Any]:
     key, equals, value = text.partition("=")
     if not equals or not key:
         raise InputError(f"--set {text}: expected key=value")
-    try:
-        return key, YAML(typ="safe", pure=True).load(value)
-    except YAMLError as error:
-        raise InputError(f"--set {text}: the value is not valid YAML: {error}") from None
+    return key, parse_yaml(value, f"--set {text}")
 
 
 def to_plain(config: Any) -> dict[str, Any]:
@@ -192,8 +186,8 @@ def _resolve(
         for name, variant in ablation.variants.items()
     }
     evaluate = dict(ablation.evaluate)
-    if evaluate.get("data_dir") is not None:
-        found = folder / Path(evaluate["data_dir"]).expanduser()
+    if isinstance(evaluate.get("data_dir"), str):
+        found = _place(evaluate["data_dir"], folder, f"{source}: evaluate.data_dir")
         if not found.is_dir():
             raise InputError(
                 f"{source}: evaluate.data_dir: no folder {found}; expected one with a folder or "
@@ -229,8 +223,11 @@ def _path(dotted: str, value: Any, folder: Path, source: str, absent: list[str] 
     """The value of a setting; absolute when it is a path."""
     if dotted not in PATHS or not isinstance(value, str) or value == EMBEDDED:
         return value
-    found = folder / Path(value).expanduser()
+    found = _place(value, folder, f"{source}: {dotted}")
     if found.exists():
+        if found.is_dir() == (dotted == "data.source"):
+            kind = "folder" if found.is_dir() else "file"
+            raise InputError(f"{source}: {dotted}: {found} is a {kind}; expected {PATHS[dotted]}")
         return str(found.resolve())
     if dotted == "model.path" and is_hub_id(value):
         return value
@@ -240,3 +237,13 @@ def _path(dotted: str, value: Any, folder: Path, source: str, absent: list[str] 
     if message not in absent:
         absent.append(message)
     return os.path.normpath(found.absolute())
+
+
+def _place(value: str, folder: Path, source: str) -> Path:
+    """The path that a value of a file in ``folder`` names."""
+    try:
+        found = folder / Path(value).expanduser()
+        found.exists()
+    except (OSError, RuntimeError) as error:  # Too long for a path; ~ of a user that is not there.
+        raise InputError(f"{source}: {value!r} is no path ({error}); give another") from None
+    return found

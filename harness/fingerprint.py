@@ -14,7 +14,10 @@ def fingerprint_questions(path: Path) -> str:
     Raises InputError for a line that is not a JSON object, and for a missing image.
     """
     digest = hashlib.sha256(file_digest(path).encode())
-    lines = path.read_text(encoding="utf-8").split("\n")
+    try:
+        lines = path.read_text(encoding="utf-8").split("\n")
+    except UnicodeDecodeError as error:
+        raise InputError(f"{path}: not a JSONL file ({error}); write it in UTF-8") from None
     for number, line in enumerate(lines, start=1):
         if not line.strip():
             continue
@@ -24,10 +27,12 @@ def fingerprint_questions(path: Path) -> str:
             raise InputError(
                 f"{path}:{number}: not a JSON object; correct or remove this line"
             ) from None
+        if not isinstance(images, list):
+            raise InputError(f"{path}:{number}: images: expected a list of files, got {images!r}")
         for image in images:
             try:
                 size = (path.parent / image).stat().st_size
-            except (FileNotFoundError, TypeError):
+            except (OSError, TypeError, ValueError):
                 raise InputError(
                     f"{path}:{number}: images: {image!r} not found; paths are relative to {path}"
                 ) from None
@@ -55,7 +60,7 @@ def fingerprint_ladder(folder: Path) -> str:
         digest = hashlib.sha256(file_digest(folder / "ladder.jsonl").encode())
         summary = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
         lengths = json.dumps(summary["correct_lengths"], sort_keys=True)
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, ValueError, KeyError, TypeError) as error:
         raise InputError(
             f"{folder}: no ladder there ({error}); expected a folder that observe.ladder wrote"
         ) from None

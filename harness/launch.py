@@ -280,6 +280,8 @@ def _queue_again(number: int, frame: object) -> None:
         slurm.requeue_this_job()
     except subprocess.CalledProcessError:
         os.write(1, b"Slurm refused; run the sweep again with --detach to go on\n")
+    except subprocess.TimeoutExpired:
+        os.write(1, b"Slurm does not answer; run the sweep again with --detach if this job ends\n")
 
 
 def main(arguments: list[str] | None = None) -> int:

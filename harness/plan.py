@@ -11,6 +11,7 @@ from harness.ablation_file import load_ablation
 from harness.estimate import Estimate, duration, estimate, known_statuses
 from harness.graph import KINDS, Plan, Run, make_plan
 from harness.store import Store
+from observe.config import late_evaluations
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -68,7 +69,12 @@ def describe(
         finished = sum(set(other.stages.values()) <= done for other in trained)
         state = f"  [{finished} of {len(trained)} done]" if finished else ""
         lines.append(f"  {run.arm:<{width}}  {_difference(run, reference)}{state}")
-    lines += [*_confounding(ablation, plan), "", *_stages(plan, done, cost, where)]
+    lines += [
+        *_confounding(ablation, plan),
+        *_late_evaluations(plan),
+        "",
+        *_stages(plan, done, cost, where),
+    ]
     return "\n".join(lines)
 
 
@@ -106,6 +112,11 @@ def _confounding(ablation: Ablation, plan: Plan) -> list[str]:
     reference = next(run for run in plan.runs if run.arm == plan.reference_arm)
     for name in ablation.variants:
         run = next(run for run in plan.runs if run.arm == name)
+        if any(run.stages == other.stages for other in plan.runs if other.arm == reference.arm):
+            warnings.append(
+                f"{name} is the reference itself, with its settings and seed; give it another seed "
+                "or settings"
+            )
         changed = _changes(run, reference)
         if len(changed) > 1:
             warnings.append(
@@ -121,6 +132,16 @@ def _confounding(ablation: Ablation, plan: Plan) -> list[str]:
                     f" {', '.join(factors)}"
                 )
     return lines + [f"WARNING: {warning}" for warning in warnings]
+
+
+def _late_evaluations(plan: Plan) -> list[str]:
+    """Evaluations during training that no step reaches."""
+    trained = [run.config for run in plan.runs if run.config]
+    late = {
+        late_evaluations(c["eval_steps"], c["data"]["size"] // c["prompts_per_step"])
+        for c in trained
+    }
+    return [f"WARNING: {message}" for message in sorted(filter(None, late))]
 
 
 def _changes(run: Run, reference: Run) -> list[str]:

@@ -110,10 +110,25 @@ def load_search(path: Path, overrides: dict[str, Any]) -> tuple[Search, dict[str
     some = {key: (r.choices or (r.low, r.high))[0] for key, r in search.space.items()}
     other = {key: (r.choices or (r.low, r.high))[-1] for key, r in search.space.items()}
     _, start = comparison(search, path, some, other)
+    steps = start["data"]["size"] // start["prompts_per_step"]
+    evaluated = any(0 < step <= steps for step in start["eval_steps"])
+    for objective in search.objectives:
+        if objective.metric.startswith("eval/") and not evaluated:
+            raise InputError(
+                f"{path}: objectives: {objective.metric} is never recorded after the start, as "
+                f"none of eval_steps ({start['eval_steps']}) is from 1 to {steps}, the last step; "
+                f"set eval_steps, e.g. to [{steps}]"
+            )
     for key, values in search.space.items():
-        for value in values.choices or (values.low, values.high):
+        for value in values.choices or _examples(values):
             train_config(start, {key: value}, f"{path}: space.{key}")
     return search, start
+
+
+def _examples(values: Range) -> list[Any]:
+    """The ends of a range, and its second value where that is given."""
+    assert values.low is not None and values.high is not None
+    return [values.low, values.high] + ([values.low + values.step] if values.step else [])
 
 
 def _check(search: Search, source: str) -> None:
@@ -121,6 +136,8 @@ def _check(search: Search, source: str) -> None:
         raise InputError(f"{source}: space: no setting to search; name at least one")
     for key, values in search.space.items():
         where = f"{source}: space.{key}"
+        if any(choice in values.choices[:i] for i, choice in enumerate(values.choices)):
+            raise InputError(f"{where}.choices: expected different ones, got {values.choices}")
         if len(values.choices) == 1:
             raise InputError(f"{where}.choices: expected two or more; set a fixed value under set")
         if values.choices:
@@ -128,6 +145,8 @@ def _check(search: Search, source: str) -> None:
                 raise InputError(f"{where}: expected choices, or low and high; remove one of them")
         elif values.low is None or values.high is None or values.low >= values.high:
             raise InputError(f"{where}: expected low and high, low < high, or choices")
+        elif values.step is not None and values.step <= 0:
+            raise InputError(f"{where}.step: expected more than 0, got {values.step}")
         elif values.log and (values.low <= 0 or values.step):
             raise InputError(f"{where}: with log, expected low > 0 and no step")
     metrics = [objective.metric for objective in search.objectives]
@@ -140,8 +159,13 @@ def _check(search: Search, source: str) -> None:
         )
     if len(metrics) > 1 and search.sampler == "cmaes":
         raise InputError(f"{source}: sampler: cmaes has one objective; use tpe or nsga2")
-    if search.trials < 1:
-        raise InputError(f"{source}: trials: expected 1 or more, got {search.trials}")
+    for key, least in (("trials", 1), ("startup_trials", 0), ("warmup_steps", 0)):
+        if getattr(search, key) < least:
+            raise InputError(
+                f"{source}: {key}: expected {least} or more, got {getattr(search, key)}"
+            )
+    if not 0 <= search.seed < 2**32:
+        raise InputError(f"{source}: seed: expected 0 to {2**32 - 1}, got {search.seed}")
     if not search.confirm.seeds or search.seed in search.confirm.seeds:
         raise InputError(
             f"{source}: confirm.seeds: expected seeds that the trials do not have ({search.seed} "

@@ -17,6 +17,10 @@ from observe.errors import InputError
 COMMAND_S = 30.0
 """How long a command may take, in seconds: sacct is known to hang where its database is down."""
 
+SEND_S = 120.0
+"""How long sbatch may take: longer, as it leaves open whether the job was taken when it is cut off.
+"""
+
 FINAL = {
     *("BOOT_FAIL", "CANCELLED", "COMPLETED", "DEADLINE", "FAILED", "NODE_FAIL"),
     *("OUT_OF_MEMORY", "PREEMPTED", "REVOKED", "TIMEOUT"),
@@ -119,12 +123,13 @@ def accounted(key: str) -> Job | None:
 
 
 def max_array_size() -> int | None:
-    """How many elements an array may have; None when Slurm does not answer."""
+    """How many elements an array may have, 1 where arrays are switched off; None when Slurm does
+    not answer."""
     told = ask("scontrol", "show", "config") or ""
     for line in told.splitlines():
         name, _, value = line.partition("=")
         if name.strip() == "MaxArraySize":
-            return int(value)
+            return max(1, int(value))
     return None
 
 
@@ -141,23 +146,55 @@ def cancel(keys: list[str], names: list[str], *, kill: bool = False) -> None:
 def submit(script: Path, parameters: dict[str, str | int | bool | None]) -> str:
     """Send a script as a job; its id. True stands for a bare flag, None for none.
 
-    Raises InputError with what sbatch says when it is not taken.
+    ``parameters`` name the job so that no other has the name: where sbatch gives no answer it is
+    looked for by that. Raises InputError with what sbatch says when it is not taken, or not found.
     """
     flags = []
     for name, value in parameters.items():
         flag = f"--{name.replace('_', '-')}"
         if value is not None and value is not False:
             flags.append(flag if value is True else f"{flag}={value}")
-    with no_job_around():
-        run = subprocess.run(
-            ["sbatch", "--parsable", *flags, str(script)],
-            capture_output=True,
-            text=True,
-            check=False,
-        )
+    try:
+        with no_job_around():
+            run = subprocess.run(
+                ["sbatch", "--parsable", *flags, str(script)],
+                capture_output=True,
+                text=True,
+                check=False,
+                timeout=SEND_S,
+            )
+    except subprocess.TimeoutExpired:
+        return _taken(str(parameters["job_name"]))
     if run.returncode:
         raise InputError(f"sbatch {script}: {run.stderr.strip()}; change the profile, or try again")
     return run.stdout.strip().partition(";")[0]
+
+
+def _taken(name: str) -> str:
+    """The id of a job whose sbatch gave no answer. Raises InputError when it is not to be found."""
+    for job in (queue() or {}).values():
+        if job.name == name and not job.final:
+            return str(job.array)
+    raise InputError(
+        f"sbatch gave no answer in {SEND_S:.0f} s, and may have taken the job or not; try again "
+        f"when squeue --name={name} answers and does not show it"
+    )
+
+
+@contextlib.contextmanager
+def time_limit(command: str, seconds: float) -> Iterator[None]:
+    """Raise TimeoutError where others run a command that takes longer; in the main thread alone."""
+
+    def ring(number: int, frame: object) -> None:
+        raise TimeoutError(f"{command} timed out: no answer in {seconds:.0f} s")
+
+    before = signal.signal(signal.SIGALRM, ring)
+    signal.setitimer(signal.ITIMER_REAL, seconds)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
 
 
 @contextlib.contextmanager
@@ -176,8 +213,12 @@ def no_job_around() -> Iterator[None]:
 
 
 def requeue_this_job() -> None:
-    """Queue the job that this process runs in again. Raises CalledProcessError when refused."""
-    subprocess.run(["scontrol", "requeue", os.environ["SLURM_JOB_ID"]], check=True)
+    """Queue the job that this process runs in again.
+
+    Raises CalledProcessError when refused, and TimeoutExpired when nobody knows whether it is.
+    """
+    command = ["scontrol", "requeue", os.environ["SLURM_JOB_ID"]]
+    subprocess.run(command, check=True, timeout=COMMAND_S)
 
 
 def ask(*command: str) -> str | None:

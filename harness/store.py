@@ -131,7 +131,7 @@ class Store:
         try:
             with open(path, encoding="utf-8") as file:
                 text = file.read()
-        except FileNotFoundError:
+        except (FileNotFoundError, NotADirectoryError):
             return Status(stage=stage)
         try:
             status = Status(**json.loads(text))
@@ -240,7 +240,7 @@ class Store:
         """
         try:
             return json.loads((self.directory / "launcher.lock").read_text(encoding="utf-8"))
-        except (FileNotFoundError, ValueError):
+        except (FileNotFoundError, NotADirectoryError, ValueError):
             return None
 
 

@@ -9,6 +9,7 @@ from rich.console import Console
 from rich.live import Live
 from rich.progress_bar import ProgressBar
 from rich.table import Table
+from rich.text import Text
 
 from harness.estimate import duration, estimate, known_statuses
 from harness.graph import Plan, Stage
@@ -76,9 +77,9 @@ class Watch:
             table.add_column(column)
         for kind, stages in self._plan.stages_of().items():
             done, total, ended = counts(stages, statuses)
-            note = f"[red]{ended}[/red]"
             bar = ProgressBar(total=total, completed=done, width=24)
-            table.add_row(f"[bold]{kind}[/bold]", f"{done}/{total}", bar, note)
+            share = f"{done}/{total}"
+            table.add_row(Text(kind, style="bold"), share, bar, Text(ended, style="red"))
             for stage in stages:
                 status = statuses[stage.id]
                 if status.state != "running":
@@ -86,9 +87,10 @@ class Watch:
                 progress = status.progress or {"done": 0, "total": 1, "message": "starting"}
                 bar = ProgressBar(total=progress["total"], completed=progress["done"], width=24)
                 text = f"{duration(time.time() - (status.started or time.time()))}"
-                name = f"  {self._arms[stage.id]}"
+                # Text, which unlike a string holds no markup: levels may be named like it.
+                name, message = Text(f"  {self._arms[stage.id]}"), Text(progress["message"])
                 share = f"{progress['done']}/{progress['total']}"
-                table.add_row(name, share, bar, text, progress["message"])
+                table.add_row(name, share, bar, text, message)
         table.add_row("", "", "", f"about {duration(left)} left" if left else "")
         return table
 

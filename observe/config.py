@@ -7,6 +7,7 @@ docstring under a field is its ``--help``.
 import dataclasses
 import json
 import math
+from collections.abc import Sequence
 from typing import Literal
 
 from observe.errors import InputError
@@ -604,7 +605,8 @@ class TrainConfig:
     """Threads that open the next step's images and process its prompts while this step trains; 0
     does so when they are needed. Changes no result."""
     eval_steps: tuple[int, ...] = ()
-    """Steps after which the policy is evaluated on validation questions (0: before training)."""
+    """Steps after which the policy is evaluated on validation questions (0: before training). Those
+    that training ends before are left out, and named."""
     eval_size: int = 96
     """Validation questions of an evaluation during training."""
     checkpoint_every: int = 20
@@ -646,6 +648,10 @@ class TrainConfig:
         for key, (count, least) in counts.items():
             if count < least:
                 raise InputError(f"{key}: expected at least {least}, got {count}")
+        if not -(2**63) <= self.seed < 2**63:
+            raise InputError(f"seed: expected an integer of 64 bits, got {self.seed}")
+        if any(step < 0 for step in self.eval_steps):
+            raise InputError(f"eval_steps: expected 0 or more, got {min(self.eval_steps)}")
         if not 0 < rollout.temperature < math.inf:
             raise InputError(
                 f"rollout.temperature: expected a number above 0, got {rollout.temperature}; "
@@ -700,3 +706,17 @@ class TrainConfig:
                 f"data.order: {self.data.order} needs data.selection: ladder, which alone measures "
                 "how hard the questions are"
             )
+
+
+def late_evaluations(eval_steps: Sequence[int], steps: int) -> str | None:
+    """Which ``eval_steps`` lie behind the last of so many training steps, in words; None: none.
+
+    No error: they are most often a recipe's, where data.size alone was made smaller.
+    """
+    late = [str(step) for step in eval_steps if step > steps]
+    if not late:
+        return None
+    return (
+        f"eval_steps: {', '.join(late)} left out, training ends after step {steps}; "
+        "give steps up to there"
+    )

@@ -6,7 +6,7 @@ Light on purpose (neither torch nor transformers), as the planner is.
 import dataclasses
 import difflib
 import functools
-import math
+import sys
 import types
 import typing
 from pathlib import Path
@@ -31,10 +31,17 @@ def load_yaml(path: Path) -> Any:
         raise InputError(f"{path}: no such file") from None
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"{path}: not a YAML text file ({error})") from None
+    return parse_yaml(text, str(path))
+
+
+def parse_yaml(text: str, source: str) -> Any:
+    """The content of a YAML 1.2 text. Raises InputError naming ``source``."""
     try:
         return YAML(typ="safe", pure=True).load(text)
-    except YAMLError as error:
-        raise InputError(f"{path}: not valid YAML: {error}") from None
+    # Not all are YAMLErrors: of a date without sense, a number of 5000 digits, a text nested too
+    # deeply, ``!!bool 5``.
+    except (YAMLError, ValueError, KeyError, RecursionError) as error:
+        raise InputError(f"{source}: not valid YAML: {error}") from None
 
 
 def with_overrides(mapping: dict[str, Any], overrides: dict[str, Any]) -> dict[str, Any]:
@@ -132,7 +139,7 @@ def _convert(kind: Any, value: Any, source: str, key: str) -> Any:
             for k, v in value.items()
         }
     if kind is float and type(value) in (int, float):
-        if not math.isfinite(value):
+        if not abs(value) <= sys.float_info.max:
             raise InputError(f"{source}: {key}: expected a finite number, got {value}")
         return float(value)
     if kind in (int, str, bool) and type(value) is kind:

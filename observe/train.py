@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.distributed.elastic.multiprocessing.errors import record
 from torch.distributed.tensor import DTensor
 
-from observe.config import EMBEDDED, TrainConfig
+from observe.config import EMBEDDED, TrainConfig, late_evaluations
 from observe.data.question import Question
 from observe.errors import InputError, TrainingFailed
 from observe.groups import Refill, draw, lengths_of, refill_groups, reward_groups, sample_groups
@@ -52,10 +52,12 @@ def train(
     acted, and what was found to be wrong. Raises TrainingFailed when it cannot go on.
     """
     run = prepare(config, out, model=model, ladder=ladder)
+    total_steps = config.data.size // config.prompts_per_step
     if run.parallel.is_first:
         print(memory_needed(run), flush=True)
+        if late := late_evaluations(config.eval_steps, total_steps):
+            print(f"WARNING: {late}", flush=True)
     log = Logbook(config, out if run.parallel.is_first else None, resume_at=run.step)
-    total_steps = config.data.size // config.prompts_per_step
     # A process that has failed or been stopped here may train again.
     with closing(log), closing(run.prompts):
         fresh = run.parallel.on_first(lambda: run.step == 0 and not log.rows())

@@ -13,10 +13,12 @@ examples.
 from __future__ import annotations
 
 import json
+import shutil
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, Literal
 
 import pandas as pd
@@ -28,6 +30,8 @@ METRICS = ("acc", "exact_match", "accuracy", "acc_norm", "score", "relaxed_accur
 """Metrics of lm-eval that are looked for, in this order, when none is named."""
 ITEM = ["run", "suite", "benchmark", "item", "cluster", "attempt", "condition", "score"]
 EXTRA = [*MEASURES, "reason", "answer", "seconds", "type", "level", "difficulty"]
+OPTIONAL = ("responses.parquet", "questions.parquet")
+"""Tables that are written where the source holds what is in them."""
 NUMBERS = (*MEASURES, "seed", "attempt", "seconds")
 """Columns of a CSV that hold numbers."""
 MISSING = ["", "NA", "N/A", "NaN", "nan", "null", "None"]
@@ -73,10 +77,24 @@ def convert(kind: Literal["csv", "lm_eval"], sources: Sequence[str], config: Con
         _same_documents(rows)
     rows = _completed(rows, config)
     factors, arms = _arms(list(dict.fromkeys(rows["arm"])), config)
-    folder = config.out / "results"
-    folder.mkdir(parents=True, exist_ok=True)
     runs = rows[["run", "arm", "seed"]].drop_duplicates("run")
     runs = runs.merge(arms, on="arm", how="left").assign(code=None)
+    sweep = _sweep(rows, runs, factors, config)
+    try:
+        config.out.parent.mkdir(parents=True, exist_ok=True)
+        with TemporaryDirectory(prefix=".convert-", dir=config.out.parent) as new:
+            _write(Path(new) / "results", rows, runs, sweep)
+            read_tables(Path(new))
+            _replace(Path(new) / "results", config.out / "results")
+    except TableError as error:
+        raise TableError(", ".join(sources), error.key, error.remedy) from None
+    except OSError as error:
+        raise TableError("--out", str(config.out), f"cannot be written ({error})") from error
+    return config.out
+
+
+def _write(folder: Path, rows: pd.DataFrame, runs: pd.DataFrame, sweep: dict[str, Any]) -> None:
+    folder.mkdir()
     runs.to_parquet(folder / "runs.parquet", index=False)
     extra = [column for column in EXTRA if column in rows.columns and column != "score"]
     rows[[*ITEM, *extra]].to_parquet(folder / "items.parquet", index=False)
@@ -90,10 +108,16 @@ def convert(kind: Literal["csv", "lm_eval"], sources: Sequence[str], config: Con
         table = pd.DataFrame(known).astype({"question": str}).assign(options=None, image=None)
         table["gold"] = None if "gold" not in rows.columns else table["gold"].astype(str)
         table.to_parquet(folder / "questions.parquet", index=False)
-    sweep = _sweep(rows, runs, factors, config)
     (folder / "sweep.json").write_text(json.dumps(sweep, indent=1) + "\n", encoding="utf-8")
-    read_tables(config.out)
-    return config.out
+
+
+def _replace(new: Path, folder: Path) -> None:
+    """Move the tables into a folder, in place of those of an earlier conversion."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for name in OPTIONAL:
+        (folder / name).unlink(missing_ok=True)
+    for file in new.iterdir():
+        shutil.move(file, folder / file.name)
 
 
 def _from_csv(file: Path) -> pd.DataFrame:
@@ -102,12 +126,25 @@ def _from_csv(file: Path) -> pd.DataFrame:
         # An answer "None" or an arm "null" is a text; only a number can be missing under a name.
         absent = {name: MISSING if name in NUMBERS else [""] for name in header}
         names = dict.fromkeys(("arm", "item", "benchmark", "cluster"), str)
-        rows = pd.read_csv(file, dtype=names, keep_default_na=False, na_values=absent)
+        rows = pd.read_csv(
+            file, dtype=names, keep_default_na=False, na_values=absent, low_memory=False
+        )
     except FileNotFoundError:
         raise TableError(file, "missing", "expected a CSV file with a row for each item") from None
     except (ValueError, OSError) as error:
         raise TableError(file, "not a CSV table", str(error)) from error
+    if not isinstance(rows.index, pd.RangeIndex):  # pandas takes what is too much for an index.
+        raise TableError(
+            file, "rows", "have more fields than the header; put texts with commas into quotes"
+        )
     _need(file, rows, ["arm", "benchmark", "item", "score"])
+    for column in [name for name in NUMBERS if name in rows.columns]:
+        wrong = rows[column].notna() & pd.to_numeric(rows[column], errors="coerce").isna()
+        if wrong.any():
+            at = int(wrong.to_numpy().argmax())
+            raise TableError(
+                f"{file}:{at + 2}", column, f"expected a number, got {rows[column].iloc[at]!r}"
+            )
     return rows
 
 

@@ -55,6 +55,7 @@ class TableError(ValueError):
 
     def __init__(self, file: Path | str, key: str, remedy: str) -> None:
         super().__init__(f"{file}: {key}: {remedy}")
+        self.key, self.remedy = key, remedy
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -183,12 +183,14 @@ class SlurmExecutor:
 
         try:
             array.job = send(array, self._profile)
-        except FailedJobError as error:
+        except (FailedJobError, TimeoutError) as error:
             said = str(error)
             if not may_work_later(said, others=others):
                 shutil.rmtree(array.folder)  # So that the next launcher does not look for it.
                 raise InputError(_refused(said, tasks[0])) from None
             # Taken or not: it is looked for by name, and sent again when it is not found.
+            array.sent = time.time()
+            array.write()
             print(f"sbatch: {said.strip().splitlines()[-1]}; trying again", flush=True)
         else:
             array.write()
@@ -383,9 +385,11 @@ def may_work_later(said: str, *, others: bool) -> bool:
 
 
 def _left(names: set[str]) -> bool:
-    """Whether no job of these names does anything any more, as far as Slurm tells."""
-    jobs = (slurm.queue() or {}).values()
-    return not any(job.name in names and not job.final for job in jobs)
+    """Whether Slurm says that no job of these names does anything any more."""
+    jobs = slurm.queue()
+    if jobs is None:
+        return False
+    return not any(job.name in names and not job.final for job in jobs.values())
 
 
 def _refused(said: str, task: Task) -> str:

@@ -5,12 +5,14 @@ follows from what it holds. So a launcher that takes over finds every job of an 
 wherever that one was killed.
 """
 
+import contextlib
 import dataclasses
 import hashlib
 import json
 import math
 import os
 import shlex
+import subprocess
 import sys
 import time
 from pathlib import Path
@@ -33,7 +35,7 @@ class Array:
     name: str
     """Name of the job."""
     sent: float
-    """When sbatch was called, in seconds since the epoch."""
+    """When sbatch was called, or gave up, in seconds since the epoch."""
     minutes: int
     """Its time limit."""
     max_requeues: int
@@ -106,13 +108,24 @@ def name_of(tasks: list[Task]) -> str:
 
 
 def send(array: Array, profile: Profile) -> str:
-    """Send an array through submitit; Slurm's id of it. Raises submitit's FailedJobError."""
+    """Send an array through submitit; Slurm's id of it.
+
+    Raises submitit's FailedJobError when sbatch fails, TimeoutError when it gives no answer: the
+    array may have been taken then.
+    """
     import submitit
+    from submitit.core.utils import FailedJobError
 
     executor = submitit.SlurmExecutor(folder=array.folder, python=profile.python)
     executor.update_parameters(**_parameters(array, profile))
-    with slurm.no_job_around(), executor.batch():
-        sent = [executor.submit(run_element, str(array.folder)) for _ in array.tasks]
+    try:
+        limit = slurm.time_limit("sbatch", slurm.SEND_S)
+        with slurm.no_job_around(), limit, executor.batch():
+            sent = [executor.submit(run_element, str(array.folder)) for _ in array.tasks]
+    except FailedJobError as error:
+        if isinstance(error.__cause__, TimeoutError):
+            raise error.__cause__ from None
+        raise
     return str(sent[0].job_id).partition("_")[0]
 
 
@@ -186,7 +199,8 @@ def run_element(folder: str) -> None:
     if state != "submitted":
         return
     if int(os.environ.get("SLURM_RESTART_COUNT", "0")) < array.max_requeues:
-        slurm.requeue_this_job()
+        with contextlib.suppress(subprocess.TimeoutExpired):  # The launcher sees what came of it.
+            slurm.requeue_this_job()
         sys.exit(1)
     message = (
         f"not done after {array.max_requeues + 1} jobs of {array.minutes} minutes; raise the "

@@ -70,6 +70,10 @@ def test_overrides_are_yaml() -> None:
 
 FORMAT_ON = "factors.format.levels.on"
 FRACTION = {"design": "fractional_factorial", "resolution": "III"}
+MANY: dict[str, Any] = {
+    "factors": {f"f{i}": {"control": "off", "levels": {"off": {}, "on": {}}} for i in range(17)},
+    "reference": {f"f{i}": "on" for i in range(17)},
+}
 BAD: list[tuple[dict[str, Any], str]] = [
     ({"set": {"optim.lr": float("nan")}}, "set: optim.lr: expected a finite number, got nan"),
     ({"set": {"optim.lr": -1.0}}, "set: optim.lr: expected at least 0"),
@@ -168,6 +172,23 @@ BAD: list[tuple[dict[str, Any], str]] = [
     ({"set": {"data.source": "none.jsonl"}}, "set: data.source: 'none.jsonl' not found"),
     ({"set": {"data.source": "broken.jsonl"}}, "broken.jsonl:2: not a JSON object"),
     ({"set": {"data.source": "lost.jsonl"}}, "lost.jsonl:1: images: 'a.png' not found"),
+    ({"set": {"data.source": "nul.jsonl"}}, "nul.jsonl:1: images: '\\x00' not found"),
+    ({"set": {"data.source": "number.jsonl"}}, "number.jsonl:1: images: expected a list of files"),
+    ({"set": {"data.source": "binary.jsonl"}}, "binary.jsonl: not a JSONL file"),
+    ({"set": {"data.source": "."}}, " is a folder; expected a JSONL file"),
+    ({"set": {"model.path": "lost.jsonl"}}, "lost.jsonl is a file; expected a Hugging Face folder"),
+    ({"set": {"model.path": "~nobody-here/x"}}, "model.path: '~nobody-here/x' is no path"),
+    ({"set": {"model.path": "x" * 5000}}, " is no path"),
+    ({"set": {"data.ladder.path": "odd"}}, "odd: no ladder there"),
+    ({"set": {"optim.lr": 10**400}}, "set: optim.lr: expected a finite number"),
+    ({"evaluate.data_dir": 5}, "evaluate.data_dir: expected str"),
+    ({"seeds": [2**63]}, "arm control: seed: expected an integer of 64 bits"),
+    ({"name": "a" * 101}, "is no folder name; use up to 100"),
+    ({"factors.bonus.levels.": {"reward.bonus.weight": 9.0}}, "bonus.levels: '' is no name"),
+    ({"factors.bonus.levels.a\nb": {"reward.bonus.weight": 9.0}}, "levels: 'a\\nb' is no name"),
+    ({"factors.bonus.levels.\x1b[1m": {"reward.bonus.weight": 9.0}}, "'\\x1b[1m' is no name"),
+    (MANY, "design: 131072 combinations of levels, more than 100000; use fractional_factorial"),
+    ({**MANY, **FRACTION}, "factors: 17 are too many for a fractional_factorial"),
 ]
 
 
@@ -179,6 +200,12 @@ def test_mistakes_are_said_with_file_key_and_remedy_and_nothing_is_written(
     message: str,
 ) -> None:
     (tmp_path / "broken.jsonl").write_text('{"id": "1"}\n{"id": \n')
+    (tmp_path / "nul.jsonl").write_text('{"id": "1", "images": ["\\u0000"]}\n')
+    (tmp_path / "number.jsonl").write_text('{"id": "1", "images": 5}\n')
+    (tmp_path / "binary.jsonl").write_bytes(b"\xff\xfe")
+    (tmp_path / "odd").mkdir()
+    (tmp_path / "odd" / "ladder.jsonl").write_text("")
+    (tmp_path / "odd" / "summary.json").write_text("[]")
     (tmp_path / "lost.jsonl").write_text('{"id": "1", "images": ["a.png"]}\n')
     file = write_ablation(tmp_path, changes)
     assert sweep_command.main([str(file), "--out", str(tmp_path / "runs")]) == 2
@@ -200,7 +227,7 @@ def test_a_hub_id_is_taken_as_it_is(tmp_path: Path) -> None:
         (["missing.yaml"], "missing.yaml: no such file"),
         (["{file}", "--seeds", "a,b"], "--seeds a,b: expected integers with commas"),
         (["{file}", "--set", "data.size"], "--set data.size: expected key=value"),
-        (["{file}", "--set", "data.size=[1"], "--set data.size=[1: the value is not valid YAML"),
+        (["{file}", "--set", "data.size=[1"], "--set data.size=[1: not valid YAML"),
         (["{file}", "--set", "data.size=x"], "set: data.size: expected int, got 'x'"),
         (["{file}", "--jobs", "0"], "--jobs 0: expected 1 or more"),
         (["{broken}"], "broken.yaml: not valid YAML"),
@@ -217,6 +244,16 @@ def test_mistakes_on_the_command_line_are_bad_input(
     filled = [argument.format(**names) for argument in arguments]
     assert plan_command.main([*filled, "--out", str(tmp_path / "runs")]) == 2
     assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("out", ["file", "file/below"])
+def test_a_file_is_no_folder_for_sweeps(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], out: str
+) -> None:
+    (tmp_path / "file").write_text("")
+    file = write_ablation(tmp_path)
+    assert sweep_command.main([str(file), "--out", str(tmp_path / out)]) == 2
+    assert "cannot be written (Not a directory)" in capsys.readouterr().err
 
 
 def test_the_plan_is_printed_as_differences_with_its_cost(

@@ -313,6 +313,30 @@ def test_the_plan_warns_of_arms_that_differ_in_more_than_one_thing(
     ]
 
 
+def test_the_plan_warns_of_a_variant_that_changes_nothing(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = write_ablation(tmp_path, {"variants": {"nothing": {}, "again": {"seed": 0}}})
+    assert plan_command.main([str(file)]) == 0
+    warned = [line for line in capsys.readouterr().out.splitlines() if "WARNING" in line]
+    assert [line.split(" is the")[0] for line in warned] == ["WARNING: nothing", "WARNING: again"]
+    assert plan_command.main([str(file), "--seeds", "1"]) == 0
+    warned = [line for line in capsys.readouterr().out.splitlines() if "WARNING" in line]
+    assert [line.split(" is the")[0] for line in warned] == ["WARNING: nothing"]
+
+
+def test_the_plan_warns_of_evaluations_that_training_ends_before(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = write_ablation(tmp_path, {"set": {"prompts_per_step": 12, "eval_steps": [0, 4, 5, 9]}})
+    assert plan_command.main([str(file)]) == 0
+    assert (
+        "WARNING: eval_steps: 5, 9 left out, training ends after step 4" in capsys.readouterr().out
+    )
+    assert plan_command.main([str(file), "--set", "data.size=120"]) == 0
+    assert "WARNING" not in capsys.readouterr().out
+
+
 def ready_ladder(folder: Path) -> Path:
     """A ladder of one question, as observe.ladder leaves it."""
     folder.mkdir()

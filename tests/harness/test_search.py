@@ -286,8 +286,19 @@ def test_a_base_that_fails_costs_no_trial(tmp_path: Path, searched: Search) -> N
         ({"space": {"optim.lr": {"low": 0.0, "high": 0.1, "log": True}}}, "low > 0"),
         ({"space": {"data.order": {"choices": ["ladder"]}}}, "two or more"),
         ({"space": {"data.order": {"choices": ["ladder", "up"]}}}, "data.order"),
+        ({"space": {"data.order": {"choices": ["ladder", "ladder"]}}}, "different ones"),
+        ({"space": {"optim.lr": {"low": 0.0, "high": 0.1, "step": -0.1}}}, "step: expected more"),
+        (
+            {"space": {"rollout.group_size": {"low": 2, "high": 8, "step": 0.5}}},
+            "space.rollout.group_size: rollout.group_size: expected int, got 2.5",
+        ),
+        ({"startup_trials": -1}, "startup_trials: expected 0 or more"),
+        ({"warmup_steps": -1}, "warmup_steps: expected 0 or more"),
+        ({"seed": -1}, "seed: expected 0 to 4294967295"),
         ({"pruner": "median", "objectives": [{"metric": "a"}, {"metric": "b"}]}, "pruner"),
         ({"sampler": "cmaes", "objectives": [{"metric": "a"}, {"metric": "b"}]}, "sampler"),
+        ({"objectives": [{}]}, "objectives: eval/accuracy is never recorded"),
+        ({"objectives": [{}], "set": {"eval_steps": [0, 9]}}, "is from 1 to 2, the last step"),
         ({"confirm": {"seeds": [0]}}, "confirm.seeds"),
         ({"trials": 0}, "trials"),
     ],
@@ -302,6 +313,6 @@ def test_a_search_that_makes_no_sense_is_refused(
 
 
 def test_a_metric_that_is_not_recorded_is_named(tmp_path: Path, searched: Search) -> None:
-    write_search(tmp_path, {"trials": 2, "objectives": [{"metric": "eval/accuracy"}]})
+    write_search(tmp_path, {"trials": 2, "objectives": [{"metric": "elegance"}]})
     code, output = searched("--executor", "inline")
-    assert code == 2 and "no training recorded 'eval/accuracy'" in output and "reward" in output
+    assert code == 2 and "no training recorded 'elegance'" in output and "reward" in output

@@ -14,6 +14,7 @@ from observe.mapping import from_mapping, load_yaml, with_overrides
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
+        ({"eval_steps": [0, -1]}, "eval_steps: expected 0 or more, got -1"),
         ({"data.size": 25, "prompts_per_step": 24}, "data.size: 25 is no multiple"),
         ({"data.selection": "raw", "data.order": "ladder"}, "data.order: ladder needs"),
         ({"data.selection": "raw", "data.order": "easy_to_hard"}, "data.order: easy_to_hard needs"),

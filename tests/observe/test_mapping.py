@@ -166,6 +166,14 @@ def test_broken_yaml_names_the_file_and_the_line(tmp_path, text):
     assert "line " in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    "text", ["a: 2020-99-99\n", "a: !!bool 5\n", "a: !!int x\n", "a: " + "[" * 3000 + "]" * 3000]
+)
+def test_values_that_yaml_cannot_make_name_the_file(tmp_path, text):
+    with pytest.raises(InputError, match=r"a\.yaml: not valid YAML"):
+        read(tmp_path, text)
+
+
 def test_what_cannot_be_read_as_text_is_named(tmp_path):
     with pytest.raises(InputError, match="nowhere.yaml: no such file"):
         load_yaml(tmp_path / "nowhere.yaml")
@@ -191,7 +199,7 @@ configs = st.builds(
     prompt=st.sampled_from(["plain", "think", "observe"]),
     reward=st.builds(RewardConfig, accuracy=finite, shuffle=st.booleans(), bonus=bonuses),
     eval_steps=st.lists(st.integers(0, 99)).map(tuple),
-    seed=st.integers(),
+    seed=st.integers(-(2**63), 2**63 - 1),
 )
 
 

@@ -130,9 +130,10 @@ def test_evaluation_and_logging_change_no_weights(finished, base, tmp_path):
     assert all(torch.equal(first[name], second[name]) for name in first)
 
 
-def test_another_seed_is_another_run(finished, base, tmp_path):
+def test_another_seed_is_another_run(finished, base, tmp_path, capsys):
     run(changed(seed=1, data=dataclasses.replace(CONFIG.data, size=4)), tmp_path, base)
     assert rows(tmp_path)[1]["reward"] != rows(finished[0])[1]["reward"]
+    assert "WARNING: eval_steps: 3 left out, training ends after step 1" in capsys.readouterr().out
 
 
 @pytest.fixture(scope="module")

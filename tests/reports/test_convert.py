@@ -154,6 +154,7 @@ def test_logged_samples_become_a_report(tmp_path: Path) -> None:
         (["a={folder}/a", "--cluster", "image"], "doc.image: there are question, picture"),
         (["a={folder}/a", "--reference", "c"], "no such arm; there are a"),
         (["a={folder}/a", "--base", "a"], "no arm is a cell"),
+        (["a={folder}/high"], "/high: score = 2.0: expected 0 to 1"),
     ],
 )
 def test_logs_that_cannot_be_used(
@@ -161,10 +162,12 @@ def test_logs_that_cannot_be_used(
 ) -> None:
     logged(tmp_path / "a", [sample(i, True) for i in range(5)])
     logged(tmp_path / "b", [sample(i, True, doc_hash="other") for i in range(5)])
+    logged(tmp_path / "high", [sample(0, True, exact_match=2)])
     logged(tmp_path / "odd", [{"doc_id": 0, "exact_match": "yes"}])
     given = [source.format(folder=tmp_path) for source in sources]
     assert main(["lm_eval", *given, "--out", str(tmp_path / "mine")]) == 2
     assert message in capsys.readouterr().err
+    assert not (tmp_path / "mine").exists()
 
 
 @pytest.mark.parametrize(
@@ -172,7 +175,12 @@ def test_logs_that_cannot_be_used(
     [
         ("arm,item,score\na,1,1\n", "column benchmark: missing"),
         ("arm,benchmark,item,score\n", "no rows"),
-        ("arm,benchmark,item,score\na,b,1,7\n", "score = 7.0: expected 0 to 1"),
+        ("arm,benchmark,item,score\na,b,1,7\n", "scores.csv: score = 7.0: expected 0 to 1"),
+        (
+            "arm,benchmark,item,score\na,b,1,1\na,b,2,yes\n",
+            "scores.csv:3: score: expected a number",
+        ),
+        ("arm,benchmark,item,score\na,b,1,1,0\n", "have more fields than the header"),
         ("arm,benchmark,item,score\na,b,1,1\na,b,1,1\n", "occurs twice"),
         ("", "not a CSV table"),
     ],
@@ -185,6 +193,40 @@ def test_csv_that_cannot_be_used(
     assert main(["csv", str(file), "--out", str(tmp_path / "mine")]) == 2
     assert message in capsys.readouterr().err
     assert main(["csv", str(tmp_path / "none.csv"), "--out", str(tmp_path / "mine")]) == 2
+    assert list(tmp_path.iterdir()) == [file]
+
+
+def test_a_bad_score_leaves_the_results_before_it_alone(tmp_path: Path) -> None:
+    file, out = tmp_path / "scores.csv", tmp_path / "mine"
+    file.write_text("arm,benchmark,item,score,response\na,b,1,1,three\n")
+    assert main(["csv", str(file), "--out", str(out)]) == 0
+    file.write_text("arm,benchmark,item,score\na,b,1,0\na,b,2,7\n")
+    assert main(["csv", str(file), "--out", str(out)]) == 2
+    tables = read_tables(out)
+    assert list(tables.items["score"]) == [1.0] and tables.responses is not None
+    file.write_text("arm,benchmark,item,score\na,b,1,0\n")
+    assert main(["csv", str(file), "--out", str(out)]) == 0
+    tables = read_tables(out)
+    assert list(tables.items["score"]) == [0.0] and tables.responses is None
+
+
+def test_one_word_among_many_numbers_is_told_with_its_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = [f"a,b,{number},1" for number in range(300_000)]
+    text = "\n".join(["arm,benchmark,item,score", *rows, "a,b,last,yes"])
+    (tmp_path / "a.csv").write_text(text)
+    assert main(["csv", str(tmp_path / "a.csv"), "--out", str(tmp_path / "mine")]) == 2
+    assert "a.csv:300002: score: expected a number, got 'yes'" in capsys.readouterr().err
+
+
+def test_a_folder_that_cannot_be_written_is_told(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "a.csv").write_text("arm,benchmark,item,score\na,b,1,1\n")
+    given = ["csv", str(tmp_path / "a.csv"), "--out", str(tmp_path / "a.csv")]
+    assert main(given) == 2
+    assert "--out" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("name", ["seed", "run", "code"])
