@@ -8,20 +8,15 @@ tables is not counted, and is done by another process, so that its memory is not
 """
 
 import multiprocessing
-import os
-import subprocess
 import sys
 import tempfile
-import time
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from jsonargparse import ArgumentParser
-from rich.console import Console
-from rich.table import Table
 
-from benchmarks.perf.results import publish
+from benchmarks.perf.measure import measured_process
+from benchmarks.perf.results import publish, show_columns
 from harness.cli import run_command
 
 GOAL_S, GOAL_MB, GOAL_PAGE_MB = 60.0, 2000.0, 50.0
@@ -38,31 +33,15 @@ def make_up(folder: Path, *, factors: int, seeds: int, items: int) -> None:
 
 def build(folder: Path) -> dict[str, Any]:
     """Seconds, megabytes and the page's size of one report."""
-    began = time.monotonic()
-    command = [sys.executable, "-m", "reports", str(folder)]
-    with subprocess.Popen(command, stdout=subprocess.DEVNULL) as process:
-        # Of this child alone; a child's peak starts at its parent's, which is small here.
-        _, status, usage = os.wait4(process.pid, 0)
-        process.returncode = os.waitstatus_to_exitcode(status)
-    seconds = time.monotonic() - began
-    if process.returncode:
-        raise subprocess.CalledProcessError(process.returncode, command)
+    seconds, peak_mb = measured_process([sys.executable, "-m", "reports", str(folder)])
     return {
         "seconds": seconds,
         "goal_s": GOAL_S,
-        "peak_mb": usage.ru_maxrss / 1e3 if sys.platform != "darwin" else usage.ru_maxrss / 1e6,
+        "peak_mb": peak_mb,
         "goal_mb": GOAL_MB,
         "page_mb": (folder / "report" / "index.html").stat().st_size / 1e6,
         "goal_page_mb": GOAL_PAGE_MB,
     }
-
-
-def show(rows: Sequence[dict[str, Any]], described: dict[str, object]) -> None:
-    """Print the table."""
-    table = Table(*rows[0], title=str(described))
-    for row in rows:
-        table.add_row(*(f"{x:.2f}" if isinstance(x, float) else str(x) for x in row.values()))
-    Console().print(table)
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -94,7 +73,7 @@ def main(arguments: list[str] | None = None) -> int:
                 "items": options["items"],
                 **build(folder),
             }
-        return publish([row], show, as_json=options.json)
+        return publish([row], show_columns, as_json=options.json)
 
     return run_command(command)
 

@@ -4,6 +4,9 @@ import json
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from rich.console import Console
+from rich.table import Table
+
 from harness import machine
 
 Row = dict[str, Any]
@@ -22,3 +25,11 @@ def publish(
     else:
         show(rows, described)
     return 0
+
+
+def show_columns(rows: Sequence[Row], described: dict[str, object]) -> None:
+    """Print rows that all have the same columns as a table of them."""
+    table = Table(*rows[0], title=str(described))
+    for row in rows:
+        table.add_row(*(f"{x:.2f}" if isinstance(x, float) else str(x) for x in row.values()))
+    Console().print(table)
