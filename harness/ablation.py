@@ -31,8 +31,9 @@ class Variant:
     """Factor levels that differ from the reference's."""
     set: dict[str, Any] = dataclasses.field(default_factory=dict)
     """Settings of the trainer made last (dotted keys), e.g. reward.shuffle: true for a placebo."""
-    seed: int | None = None
-    """Its one seed instead of the sweep's, e.g. for an A/A pair with the reference."""
+    seeds: tuple[int, ...] | None = None
+    """Its seeds instead of the sweep's: another one for an A/A pair with the reference, several for
+    a placebo, which drifts at random and whose spread only its own runs tell."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

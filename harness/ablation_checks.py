@@ -259,7 +259,7 @@ def _check_section(settings: dict[str, Any], key: str, source: str) -> None:
         if setting == "seed":
             raise InputError(
                 f"{source}: {key}.seed: the seed is no setting of an arm; use 'seeds', or a "
-                "variant's 'seed'"
+                "variant's own 'seeds'"
             )
         if isinstance(value, dict):
             inner = ", ".join(f"{setting}.{name}" for name in value)

@@ -59,7 +59,7 @@ def variants(ablation: Ablation) -> list[Cell]:
     for name, variant in ablation.variants.items():
         levels = _complete(ablation, {**ablation.reference, **variant.levels})
         overrides = {**_settings(ablation, levels), **variant.set}
-        seeds = ablation.seeds if variant.seed is None else (variant.seed,)
+        seeds = ablation.seeds if variant.seeds is None else variant.seeds
         extra += [
             Cell(arm=name, levels=levels, seed=seed, kind="variant", overrides=overrides)
             for seed in seeds

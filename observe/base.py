@@ -64,21 +64,21 @@ def train_base(
     optimizers = _optimizers(policy, config)
     pool = _pool(config)
     rng = random.Random(f"{config.seed}/base")
-    look, work, full = (
-        _batches(policy, pool, config, rng, target) for target in (_look, _work, _answer)
-    )
+    batches = _course(policy, pool, config, rng)
     losses = []
     threads = torch.get_num_threads()
-    # Halves of a batch side by side are faster than both threads on every product.
-    with ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,)) as workers:
+    # Halves of a batch side by side are faster than both threads on every product; one more makes
+    # the next batch meanwhile.
+    with ThreadPoolExecutor(
+        threads + 1, initializer=torch.set_num_threads, initargs=(1,)
+    ) as workers:
+        coming = workers.submit(next, batches)
         for step in range(config.steps):
             for optimizer in optimizers:
                 for group in optimizer.param_groups:
                     group["lr"] = group["peak_lr"] * _schedule(step, config)
-            if step < config.look_steps and rng.random() < LOOK_SHARE:
-                batch = next(look)
-            else:
-                batch = next(work if step < config.look_steps + config.work_steps else full)
+            batch = coming.result()
+            coming = workers.submit(next, batches, [])
             losses.append(_backward(policy, batch, workers, threads))
             torch.nn.utils.clip_grad_norm_(policy.model.parameters(), 1.0)
             for optimizer in optimizers:
@@ -92,6 +92,20 @@ def train_base(
         "parameters": sum(p.numel() for p in policy.model.parameters()),
         "seconds": time.perf_counter() - started,
     }
+
+
+def _course(
+    policy: Policy, pool: Sequence[Question], config: BaseConfig, rng: random.Random
+) -> Iterator[list[_Pair]]:
+    """The batch of every step: observations, then careful responses, then some with habits."""
+    look, work, full = (
+        _batches(policy, pool, config, rng, target) for target in (_look, _work, _answer)
+    )
+    for step in range(config.steps):
+        if step < config.look_steps and rng.random() < LOOK_SHARE:
+            yield next(look)
+        else:
+            yield next(work if step < config.look_steps + config.work_steps else full)
 
 
 def _optimizers(policy: Policy, config: BaseConfig) -> list[torch.optim.Optimizer]:

@@ -11,6 +11,7 @@ import numpy as np
 from reports.stats.contrasts import (
     ARM_METHOD,
     BASE_METHOD,
+    OWN_RUNS_METHOD,
     Share,
     between_runs,
     between_runs_and_items,
@@ -132,6 +133,20 @@ class Analysis:
         size = sum(w**2 for run, w in weights.items() if self.kinds[run] != "base")
         return Share(size=size, shared=self.designs[key].shared(design) if len(design) else 0.0)
 
+    def own_variance(self, runs: list[str], key: Key) -> RunVariance | None:
+        """The variance between the several runs of a variant, which is no part of the design.
+
+        What a placebo's runs vary by the design's do not say: they follow no signal, and the runs
+        of a design that share a seed differ less. None for any other arm.
+        """
+        if len(runs) < 2 or any(self.kinds[run] != "variant" for run in runs):
+            return None
+        value = float(np.var([self.means[key][run] for run in runs], ddof=1))
+        df = len(runs) - 1
+        return RunVariance(
+            value=value, df=df, source=f"variance between the variant's {df + 1} runs"
+        )
+
     def arm(self, arm: str, key: Key) -> Interval | None:
         """An arm's mean, for items of their kind; None when no run of it was evaluated."""
         if (arm, key) not in self._arms:
@@ -175,14 +190,18 @@ class Analysis:
             return checkpoint_mean(delta, items, confidence=self.settings.confidence)
         if not base and not other_items:
             return between_runs(delta, share, run, confidence=self.settings.confidence)
+        noise, method = self.noise(key), BASE_METHOD if base else ARM_METHOD
+        if base and (own := self.own_variance(first, key)) is not None:
+            # How much of it the items make is not known: none is taken off.
+            run, noise, method = own, (0.0, np.inf), OWN_RUNS_METHOD
         return between_runs_and_items(
             delta,
             share,
             run,
             self.outcome.item_variance(key, first, second),
-            self.noise(key),
+            noise,
             confidence=self.settings.confidence,
-            method=BASE_METHOD if base else ARM_METHOD,
+            method=method,
         )
 
     def combination(

@@ -15,6 +15,7 @@ import numpy as np
 from reports.stats.effects import Interval, RunVariance, t_interval
 
 BASE_METHOD = "pooled run variance plus paired item clusters (the base is one checkpoint)"
+OWN_RUNS_METHOD = "variance between the variant's own runs plus paired item clusters"
 ARM_METHOD = "pooled run variance plus item clusters"
 FEW_CLUSTERS = "a benchmark has fewer than two clusters of items"
 ITEMS_ONLY = "item clusters only: these checkpoints, no run-to-run variation"

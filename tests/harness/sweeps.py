@@ -31,7 +31,7 @@ ABLATION: dict[str, Any] = {
     },
     "design": "full_factorial",
     "reference": {"curriculum": "on", "format": "on", "bonus": "on"},
-    "variants": {"placebo": {"set": {"reward.shuffle": True}}, "again": {"seed": 1000}},
+    "variants": {"placebo": {"set": {"reward.shuffle": True}}, "again": {"seeds": [1000]}},
     "evaluate": {"suites": ["reasoning", "general"]},
     "resources": {"base": {"cpus": 2}, "train": {"hours": 0.5}},
 }

@@ -85,7 +85,7 @@ def test_variants_start_from_the_reference() -> None:
         seeds=(0, 1),
         variants={
             "placebo": Variant(set={"reward.shuffle": True}),
-            "again": Variant(seed=1000),
+            "again": Variant(seeds=(1000, 1001)),
             "half": Variant(levels={"f1": "l0"}),
         },
     )
@@ -94,12 +94,13 @@ def test_variants_start_from_the_reference() -> None:
         ("placebo", 0, "variant"),
         ("placebo", 1, "variant"),
         ("again", 1000, "variant"),
+        ("again", 1001, "variant"),
         ("half", 0, "variant"),
         ("half", 1, "variant"),
     ]
     assert made[0].overrides == {"x0": 1, "x1": 1, "reward.shuffle": True}
     assert made[2].overrides == {"x0": 1, "x1": 1}
-    assert made[3].levels == {"f0": "l1", "f1": "l0"}
+    assert made[4].levels == {"f0": "l1", "f1": "l0"}
 
 
 @pytest.mark.parametrize(("resolution", "runs"), [("III", 8), ("IV", 8), ("V", 16)])

@@ -10,8 +10,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import pytest
+import scipy.stats
 
 from reports.analysis import Settings
 from reports.build import build_report, main, results_of
@@ -19,8 +21,10 @@ from reports.configs import variant_role
 from reports.example import Made, write_example
 from reports.example import main as make_example
 from reports.labels import holds
+from reports.measures import Measures
 from reports.render import BAR, glance
 from reports.samples import samples, segments
+from reports.stats.contrasts import OWN_RUNS_METHOD
 from reports.stats.effects import Interval
 from reports.tables import TableError, Tables, read_tables
 from reports.validity import missing_runs, points, validity
@@ -83,6 +87,47 @@ def test_variants_and_base_never_touch_the_effects(tmp_path: Path) -> None:
     assert changed["effects"] == with_variants["effects"]
     assert changed["interactions"] == with_variants["interactions"]
     assert changed["mde"] == with_variants["mde"]
+
+
+def test_a_placebo_of_several_runs_is_judged_by_their_own_spread(tmp_path: Path) -> None:
+    write_example(tmp_path, SMALL)
+    drifts = {"placebo-1": 0.9, "placebo-2": 0.5}
+
+    def more_runs(runs: pd.DataFrame) -> pd.DataFrame:
+        (one,) = [row for row in runs.to_dict("records") if row["run"] == "placebo-0"]
+        others = [one | {"run": run, "seed": i} for i, run in enumerate(drifts, 1)]
+        return pd.concat([runs, pd.DataFrame(others)], ignore_index=True)
+
+    def more_items(items: pd.DataFrame) -> pd.DataFrame:
+        own = items[items["run"] == "placebo-0"]
+        rng = np.random.default_rng(0)
+        kept = [
+            own.assign(run=run, score=own["score"] * (rng.random(len(own)) < share))
+            for run, share in drifts.items()
+        ]
+        return pd.concat([items, *kept], ignore_index=True)
+
+    single = results_of(read_tables(tmp_path), Settings())
+    edit(tmp_path, "runs.parquet", more_runs)
+    edit(tmp_path, "items.parquet", more_items)
+    tables = read_tables(tmp_path)
+    results = results_of(tables, Settings())
+    pair = {"arm": "placebo", "against": "base/observe", "suite": "reasoning", "benchmark": None}
+    row, before = find(results["contrasts"], **pair), find(single["contrasts"], **pair)
+    assert row["method"] == OWN_RUNS_METHOD != before["method"]
+    measured = Measures(tables=tables, settings=Settings()).of("score")
+    assert measured is not None
+    outcome = measured.outcome
+    runs = ["placebo-0", "placebo-1", "placebo-2"]
+    key = ("reasoning", None)
+    means = outcome.means[key][runs].to_numpy()
+    own = float(np.var(means, ddof=1)) / 3
+    items, items_df = outcome.item_variance(key, runs, ["base-observe"])
+    df = (own + items) ** 2 / (own**2 / 2 + items**2 / items_df)
+    half = scipy.stats.t.ppf(0.975, df) * np.sqrt(own + items)
+    assert row["delta"] == pytest.approx(means.mean() - outcome.means[key]["base-observe"])
+    assert row["high"] - row["low"] == pytest.approx(2 * half)
+    assert row["high"] - row["low"] > 2 * (before["high"] - before["low"])
 
 
 def test_leave_one_out_with_one_seed_is_not_estimable(made: Write) -> None:
