@@ -64,21 +64,14 @@ def train_base(
     optimizers = _optimizers(policy, config)
     pool = _pool(config)
     rng = random.Random(f"{config.seed}/base")
-    batches = _course(policy, pool, config, rng)
     losses = []
     threads = torch.get_num_threads()
-    # Halves of a batch side by side are faster than both threads on every product; one more makes
-    # the next batch meanwhile.
-    with ThreadPoolExecutor(
-        threads + 1, initializer=torch.set_num_threads, initargs=(1,)
-    ) as workers:
-        coming = workers.submit(next, batches)
-        for step in range(config.steps):
+    # Halves of a batch side by side are faster than both threads on every product.
+    with ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,)) as workers:
+        for step, batch in enumerate(_course(policy, pool, config, rng)):
             for optimizer in optimizers:
                 for group in optimizer.param_groups:
                     group["lr"] = group["peak_lr"] * _schedule(step, config)
-            batch = coming.result()
-            coming = workers.submit(next, batches, [])
             losses.append(_backward(policy, batch, workers, threads))
             torch.nn.utils.clip_grad_norm_(policy.model.parameters(), 1.0)
             for optimizer in optimizers:

@@ -412,10 +412,9 @@ def test_a_run_with_refill_asks_the_same_questions_and_goes_on_exactly(base, tmp
     assert logged[0]["observe/refill_first_reward"] == pytest.approx(unfilled[0]["reward"])
     assert sum(row["observe/refill_groups_drawn"] for row in logged) > 0
     assert logged[-1]["num_tokens"] > unfilled[-1]["num_tokens"]
-    shares = [
-        sum(row["observe/zero_advantage_share"] for row in part) for part in (logged, unfilled)
-    ]
-    assert shares[0] < shares[1]
+    gained = logged[0]["observe/refill_groups_gained"] / config.prompts_per_step
+    empty = [part[0]["observe/zero_advantage_share"] for part in (logged, unfilled)]
+    assert empty[0] == pytest.approx(empty[1] - gained)
 
 
 def test_the_length_of_a_rollout_bounds_the_punishment(base, tmp_path):

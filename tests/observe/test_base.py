@@ -146,12 +146,13 @@ def test_workers_share_a_batch_and_its_gradient_stays_what_it_is():
     policy.model.double()
     pairs = pairs_of(policy, 5, prompts=("think", "observe"))
     normalizer = sum(sum(_weights(policy, target)) for _, target in pairs)
-    (_loss(policy, pairs) / normalizer).backward()
+    expected_loss = _loss(policy, pairs) / normalizer
+    expected_loss.backward()
     expected = [parameter.grad for parameter in policy.model.parameters()]
     for parts in (1, 2, 3, 8):
         with ThreadPoolExecutor(2) as workers:
             loss = _backward(policy, pairs, workers, parts)
-        assert loss == pytest.approx(float(_loss(policy, pairs)) / normalizer, rel=1e-9)
+        assert loss == pytest.approx(float(expected_loss.detach()), rel=1e-9)
         for parameter, gradient in zip(policy.model.parameters(), expected, strict=True):
             torch.testing.assert_close(parameter.grad, gradient, rtol=1e-9, atol=1e-12)
 
