@@ -13,8 +13,8 @@ from typing import Any
 
 from harness.executors.base import Ended, Executor
 from harness.graph import KINDS, Plan, Stage
-from harness.job import Task
 from harness.store import State, Status, Store, write_yaml
+from harness.task import Task
 from observe.errors import InputError
 
 POLL_S = 0.25

@@ -17,46 +17,13 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from harness import process
+from harness import process, ranks
 from harness.store import UNWRITABLE, State, Store, Unwritable, writing
+from harness.task import Task
 from observe.errors import InputError
 
 HEARTBEAT_S = 5.0
 PROGRESS_S = 1.0
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Task:
-    """A stage as an executor gets it: plain values only, so that it travels as JSON."""
-
-    id: str
-    """The stage's id."""
-    function: str
-    """``module:function`` of the stage."""
-    config: dict[str, Any]
-    """The stage's config."""
-    inputs: dict[str, str]
-    """Role -> id of a consumed, finished stage."""
-    directory: str
-    """The sweep's folder."""
-    attempt: int
-    """1 for the first start."""
-    cpus: int = 1
-    """Threads of torch, and cores it occupies."""
-    gpus: int = 0
-    """GPUs it occupies."""
-    mem_gb: float = 0.0
-    """Memory it occupies in gigabytes."""
-    hours: float = 1.0
-    """Expected hours."""
-    nodes: int = 1
-    """Nodes it occupies; the numbers above are for each."""
-    processes: int = 1
-    """Processes on each node that share the work."""
-    code: str | None = None
-    """Commit of the code."""
-    source: str | None = None
-    """Folder of the code for executors that run it elsewhere, later; None: the launcher's own."""
 
 
 class Cancelled(BaseException):
@@ -122,8 +89,6 @@ def run(task: Task, *, executor: str, job: str, queued: bool = False) -> State:
 
 def _call(task: Task, store: Store, progress: Callable[[int, int, str], None]) -> dict[str, Any]:
     if task.nodes * task.processes > 1:
-        from harness import ranks
-
         with writing(store.folder(task.id), only=UNWRITABLE):
             return ranks.run(task, store, progress)
     module, _, name = task.function.partition(":")

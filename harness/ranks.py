@@ -26,8 +26,8 @@ from pathlib import Path
 from typing import Any
 
 from harness.executors.base import stage_environment
-from harness.job import Task
 from harness.store import Store, write_atomically
+from harness.task import Task
 from observe.errors import InputError
 
 POLL_S = 0.1

@@ -42,9 +42,9 @@ from harness.executors.base import Executor
 from harness.executors.local import LocalExecutor
 from harness.executors.slurm import SlurmExecutor
 from harness.graph import Kind, Plan, Stage
-from harness.job import Task
 from harness.profile import Profile
 from harness.store import Store
+from harness.task import Task
 
 ROOT = Path(__file__).resolve().parents[2]
 

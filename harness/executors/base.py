@@ -4,9 +4,9 @@ import dataclasses
 import os
 from typing import Protocol
 
-from harness.job import Task
 from harness.process import Liveness
 from harness.store import Status
+from harness.task import Task
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -7,9 +7,9 @@ from pathlib import Path
 
 from harness import job, process
 from harness.executors.base import Ended, stage_environment
-from harness.job import Task
 from harness.process import Liveness
 from harness.store import Status, Store
+from harness.task import Task
 
 
 class InlineExecutor:

@@ -13,9 +13,9 @@ from typing import IO
 
 from harness import machine, process
 from harness.executors.base import Ended, stage_environment
-from harness.job import Task
 from harness.process import Liveness
 from harness.store import Status
+from harness.task import Task
 
 CLOSE_GRACE_S = 5.0
 

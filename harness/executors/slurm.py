@@ -16,10 +16,10 @@ from typing import Any
 from harness import process, slurm
 from harness.executors.base import Ended
 from harness.executors.slurm_array import Array, Element, complete, elements, name_of, send
-from harness.job import Task
 from harness.process import Liveness
 from harness.profile import Profile
 from harness.store import Status, Store
+from harness.task import Task
 from observe.errors import InputError
 
 LAG_S = 60.0

@@ -20,9 +20,9 @@ from typing import Any
 
 from harness import job, ranks, slurm
 from harness.executors.base import stage_environment
-from harness.job import Task
 from harness.profile import Profile
 from harness.store import Store, write_atomically
+from harness.task import Task
 
 SETTLE_S = 20.0
 """After so long an array that was sent is in the queue, or was never taken."""

@@ -14,7 +14,7 @@ import threading
 import time
 
 from harness import job
-from harness.job import Task
+from harness.task import Task
 from observe.errors import InputError
 
 GRACE_S = 10.0

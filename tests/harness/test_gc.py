@@ -10,9 +10,9 @@ from sweeps import plan_of, write_ablation
 from harness import gc, process
 from harness.executors.slurm_array import Array
 from harness.graph import Plan, write_plan
-from harness.job import Task
 from harness.launch import Launch
 from harness.store import State, Status, Store, write_atomically
+from harness.task import Task
 
 
 @pytest.fixture

@@ -13,15 +13,15 @@ from pathlib import Path
 import pytest
 
 from harness import ranks
-from harness.job import Task
 from harness.store import Store
+from harness.task import Task
 
 PATHS = os.pathsep.join(path or os.getcwd() for path in sys.path)
 FOLLOW = """
 import json, sys
 from pathlib import Path
 from harness import ranks
-from harness.job import Task
+from harness.task import Task
 from harness.store import Store
 task = Task(**json.loads(sys.argv[1]))
 ranks.follow(task, Store(Path(task.directory)))
@@ -32,7 +32,7 @@ RUN = """
 import json, sys, time
 from pathlib import Path
 from harness import ranks
-from harness.job import Task
+from harness.task import Task
 from harness.store import Store
 task = Task(**json.loads(sys.argv[1]))
 ranks.run(task, Store(Path(task.directory)), lambda *_: time.sleep(float(sys.argv[2])))

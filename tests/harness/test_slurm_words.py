@@ -12,9 +12,9 @@ from harness import slurm
 from harness.executors import slurm as executor
 from harness.executors import slurm_array
 from harness.executors.slurm import SlurmExecutor
-from harness.job import Task
 from harness.profile import Profile
 from harness.store import Status, Store
+from harness.task import Task
 from observe.errors import InputError
 
 Commands = Callable[..., None]

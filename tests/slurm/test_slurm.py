@@ -26,9 +26,9 @@ from harness.executors import slurm as slurm_executor
 from harness.executors import slurm_array
 from harness.executors.slurm import SlurmExecutor
 from harness.graph import Plan, write_plan
-from harness.job import Task
 from harness.profile import Profile
 from harness.store import State, Status, Store
+from harness.task import Task
 from observe.errors import InputError
 
 PROFILE = Profile(poll_seconds=0.3)
