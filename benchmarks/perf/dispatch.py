@@ -108,9 +108,9 @@ def theirs(name: str, stages: int, slots: int, folder: Path, python: Path) -> Co
 
 
 def compare(
-    stages: int, slots: int, repeats: int, *, slurm: bool, python: Path
+    stages: int, slots: int, repeats: int, *, slurm: bool, peers: bool, python: Path
 ) -> list[dict[str, Any]]:
-    """One row per launcher."""
+    """One row per launcher; without ``peers`` our own alone."""
     executors: dict[str, Callable[[], Executor]] = {
         OURS: lambda: LocalExecutor(jobs=slots),
         OURS_NEW: lambda: NewProcesses(jobs=slots),
@@ -119,7 +119,8 @@ def compare(
         # No more at a time than that, although Slurm may have more cores: arrays are short-lived.
         profile = Profile(poll_seconds=1.0, max_submitted=1000, max_running=slots)
         executors[OURS_SLURM] = lambda: SlurmExecutor(profile)
-    names = [name for name in PROCESSES if slurm or "slurm" not in name.lower()]
+    known = [name for name in PROCESSES if slurm or "slurm" not in name.lower()]
+    names = [name for name in known if peers or name in executors]
     costs: dict[str, list[Cost]] = {name: [] for name in names}
     for _ in range(repeats):  # In turn, so that what else the machine does falls on all of them.
         for name in names:
@@ -187,6 +188,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument(
         "--slurm", action="store_true", help="Also jobs of the Slurm whose sbatch is on PATH."
     )
+    parser.add_argument("--no_peers", action="store_true", help="Leave other launchers out.")
     parser.add_argument(
         "--python",
         type=str,
@@ -199,7 +201,12 @@ def main(arguments: list[str] | None = None) -> int:
     def command() -> int:
         python = Path(options.python)
         rows = compare(
-            options.stages, options.slots, options.repeats, slurm=options.slurm, python=python
+            options.stages,
+            options.slots,
+            options.repeats,
+            slurm=options.slurm,
+            peers=not options.no_peers,
+            python=python,
         )
         return publish(rows, show, as_json=options.json)
 

@@ -21,5 +21,8 @@ def test_every_launcher_has_a_row_and_a_missing_peer_says_how_to_get_it(
     assert set(rows) == {"ours", "ours, new processes", "python", "submitit", "hydra", "optuna"}
     assert rows["hydra"]["missing"] == "not installed: make perf-env"
     assert rows["ours"]["ratio"] == 1 and rows["ours, new processes"]["ratio_new"] == 1
+    assert dispatch.main([*options, "--no_peers", "--json"]) == 0
+    alone = json.loads(capsys.readouterr().out)["results"]
+    assert [row["launcher"] for row in alone] == ["ours", "ours, new processes"]
     dispatch.show(list(rows.values()), machine.describe())
     assert "warm worker" in capsys.readouterr().out
