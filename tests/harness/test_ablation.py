@@ -157,7 +157,7 @@ BAD: list[tuple[dict[str, Any], str]] = [
     ({"exclude": [{"format": "on"}]}, "reference: arm 'curriculum+format+bonus' is not among"),
     ({"variants.placebo": {"sets": {}}}, "variants.placebo.sets: unknown key; did you mean 'set'?"),
     ({"variants.placebo.set": {"x": 1}}, "variants.placebo.set: x: unknown key"),
-    ({"variants.control": {"seed": 5}}, "variants.control: an arm of the design has this name"),
+    ({"variants.control": {"seeds": [5]}}, "variants.control: an arm of the design has this name"),
     ({"evaluate.suites": ["reason"]}, "evaluate.suites: unknown suite 'reason'; suites: reasoning"),
     ({"evaluate.limits": 3}, "evaluate.limits: unknown key; did you mean 'limit'?"),
     ({"evaluate.prompt": "think"}, "evaluate.prompt: each arm is evaluated with its own prompt"),
@@ -288,7 +288,7 @@ assert not heavy, heavy
         [sys.executable, "-c", code, str(file)], capture_output=True, text=True, cwd=ROOT
     )
     assert run.returncode == 0, run.stderr
-    assert "16 arms x 1 seed + 2 variant runs" in run.stdout
+    assert "16 arms x 1 seed + 4 variant runs" in run.stdout
 
 
 @pytest.mark.parametrize("name", ["full", "smoke"])

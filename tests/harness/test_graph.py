@@ -316,7 +316,7 @@ def test_the_plan_warns_of_arms_that_differ_in_more_than_one_thing(
 def test_the_plan_warns_of_a_variant_that_changes_nothing(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    file = write_ablation(tmp_path, {"variants": {"nothing": {}, "again": {"seed": 0}}})
+    file = write_ablation(tmp_path, {"variants": {"nothing": {}, "again": {"seeds": [0]}}})
     assert plan_command.main([str(file)]) == 0
     warned = [line for line in capsys.readouterr().out.splitlines() if "WARNING" in line]
     assert [line.split(" is the")[0] for line in warned] == ["WARNING: nothing", "WARNING: again"]
